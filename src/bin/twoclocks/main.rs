@@ -1,0 +1,3 @@
+//! The command `twoclocks`.
+
+fn main() {}

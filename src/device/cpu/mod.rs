@@ -1,0 +1,5 @@
+//! The CPU: which instruction set it has, its threads, its memory.
+
+pub mod isa;
+
+pub use isa::Isa;

@@ -1,0 +1,3 @@
+//! Where tensors live and where kernels run.
+
+pub mod cpu;

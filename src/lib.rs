@@ -1,0 +1,6 @@
+//! Short training runs: a tape autodiff over hand-optimized kernels.
+
+pub mod device;
+pub mod error;
+
+pub use error::{Error, Result};
