@@ -1,5 +1,66 @@
-//! The CPU: which instruction set it has, its threads, its memory.
+//! The CPU: its instruction set, its threads, its memory, and programs that run on it.
+
+#![allow(unsafe_code)]
 
 pub mod isa;
+pub mod launch;
+pub mod memory;
+pub mod program;
+pub mod team;
 
 pub use isa::Isa;
+pub use launch::{Chunk, Launch, rows_per_chunk};
+pub use memory::Memory;
+pub use program::Program;
+pub use team::Team;
+
+use crate::error::{Error, Result};
+
+/// A CPU as a device: an instruction set and a team of threads.
+pub struct Cpu {
+    isa: Isa,
+    team: Team,
+}
+
+impl Cpu {
+    /// The CPU with that many threads (0: as many as there are processors) and the instruction set
+    /// that [`Isa::detect`] finds.
+    ///
+    /// # Errors
+    /// The forced instruction set is not there, or the system refuses to start the threads.
+    pub fn new(threads: usize) -> Result<Cpu> {
+        Cpu::with_isa(threads, Isa::detect()?)
+    }
+
+    /// The CPU with that many threads (0: as many as there are processors) and that instruction set.
+    ///
+    /// # Errors
+    /// The instruction set is not there, or the system refuses to start the threads.
+    pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu> {
+        if !isa.is_available() {
+            return Err(Error::device(isa.name(), "this machine does not have it"));
+        }
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
+        let team = Team::new(threads)
+            .map_err(|e| Error::device("cpu", format!("cannot start {threads} threads: {e}")))?;
+        Ok(Cpu { isa, team })
+    }
+
+    /// The instruction set of its kernels.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// The threads.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+}

@@ -1,0 +1,77 @@
+//! The control block: the few values that change from step to step.
+//!
+//! A recorded node holds a slot, never the value: learning rate, decay, random counter and batch
+//! offset are written here between replays and read while a replay runs.
+
+use std::fmt;
+
+/// Slot of an f32 that changes between replays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct F32Slot(usize);
+
+/// Slot of a u64 that changes between replays: counters and offsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct U64Slot(usize);
+
+/// Values that recorded nodes read at replay, by slot.
+#[derive(Clone, Default)]
+pub struct Control {
+    values: Vec<u64>,
+    names: Vec<String>,
+}
+
+impl Control {
+    /// An empty control block.
+    pub fn new() -> Self {
+        Control::default()
+    }
+
+    fn slot(&mut self, name: &str, value: u64) -> usize {
+        match self.names.iter().position(|known| known == name) {
+            Some(slot) => slot,
+            None => {
+                self.names.push(name.to_owned());
+                self.values.push(value);
+                self.values.len() - 1
+            }
+        }
+    }
+
+    /// The f32 slot of that name; made with `initial` if it is new.
+    pub fn f32_slot(&mut self, name: &str, initial: f32) -> F32Slot {
+        F32Slot(self.slot(name, u64::from(initial.to_bits())))
+    }
+
+    /// The u64 slot of that name; made with `initial` if it is new.
+    pub fn u64_slot(&mut self, name: &str, initial: u64) -> U64Slot {
+        U64Slot(self.slot(name, initial))
+    }
+
+    /// Value of an f32 slot.
+    #[inline]
+    pub fn f32(&self, slot: F32Slot) -> f32 {
+        f32::from_bits(self.values[slot.0] as u32)
+    }
+
+    /// Value of a u64 slot.
+    #[inline]
+    pub fn u64(&self, slot: U64Slot) -> u64 {
+        self.values[slot.0]
+    }
+
+    /// Sets an f32 slot for the replays to come.
+    pub fn set_f32(&mut self, slot: F32Slot, value: f32) {
+        self.values[slot.0] = u64::from(value.to_bits());
+    }
+
+    /// Sets a u64 slot for the replays to come.
+    pub fn set_u64(&mut self, slot: U64Slot, value: u64) {
+        self.values[slot.0] = value;
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.names.iter().zip(&self.values)).finish()
+    }
+}

@@ -1,0 +1,352 @@
+//! The tape: record a step once, differentiate it, plan its memory, replay it for every batch.
+//!
+//! ```
+//! use twoclocks::{Device, Store, Tape, ops};
+//! # fn main() -> twoclocks::Result<()> {
+//! let mut store = Store::new(&Device::cpu(1)?);
+//! let mut tape = Tape::new(&store);
+//! let x = tape.input("x", [3])?;
+//! let square = ops::mul(&mut tape, x, x)?;
+//! let loss = ops::sum(&mut tape, square, &[0], false)?;
+//! let dx = tape.backward(loss, &[x])?[0];
+//! tape.output(loss)?;
+//! tape.output(dx)?;
+//! let mut step = tape.compile(&store)?;
+//! step.write(x, &[1.0, 2.0, 3.0])?;
+//! step.replay(&mut store)?;
+//! assert_eq!(step.read(loss)?, [14.0]);
+//! assert_eq!(step.read(dx)?, [2.0, 4.0, 6.0]);
+//! # Ok(())
+//! # }
+//! ```
+
+mod backward;
+mod cache;
+mod oracle;
+mod plan;
+mod recording;
+mod store;
+
+pub use cache::Cache;
+pub use plan::MemoryPlan;
+pub use recording::{NodeReport, NotFinite, Recording};
+pub use store::{Region, Store};
+
+use crate::error::{Error, Result};
+use crate::ops::{Operation, Recorder, Var};
+use crate::tensor::{DType, Element, Shape, TensorType};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What a tensor on the tape is.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// Written by the host before a replay.
+    Input,
+    /// A part of a persistent region, from this byte on.
+    Persistent { region: Region, offset: usize },
+    /// One value, everywhere.
+    Fill(f32),
+    /// Output of a node.
+    Node(usize),
+}
+
+#[derive(Clone, Debug)]
+struct Tensor {
+    tensor_type: TensorType,
+    origin: Origin,
+    name: String,
+    /// The tensor whose memory this one is, and this one's first byte in it: for views and for
+    /// outputs updated in place.
+    alias: Option<(Var, usize)>,
+    /// Where a node's output is written instead of the arena.
+    placed: Option<(Region, usize)>,
+    /// A later node updates this memory in place: the name may not be read any more.
+    overwritten: bool,
+    /// No gradient flows through this tensor, by the user's word.
+    detached: bool,
+    is_output: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    op: Arc<dyn Operation>,
+    inputs: Vec<Var>,
+    outputs: Vec<Var>,
+    /// Scopes open at recording, joined by `/`.
+    scope: String,
+}
+
+/// A flat list of recorded operations and their tensors.
+#[derive(Debug)]
+pub struct Tape {
+    id: u32,
+    store: u64,
+    region_bytes: Vec<(usize, DType)>,
+    tensors: Vec<Tensor>,
+    nodes: Vec<Node>,
+    scopes: Vec<String>,
+}
+
+impl Tape {
+    /// An empty tape whose persistent tensors are in `store`.
+    pub fn new(store: &Store) -> Tape {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Tape {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            store: store.id(),
+            region_bytes: store.region_sizes(),
+            tensors: Vec::new(),
+            nodes: Vec::new(),
+            scopes: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, tensor_type: TensorType, origin: Origin, name: String) -> Var {
+        let var = Var { index: self.tensors.len() as u32, tape: self.id };
+        self.tensors.push(Tensor {
+            tensor_type,
+            origin,
+            name,
+            alias: None,
+            placed: None,
+            overwritten: false,
+            detached: false,
+            is_output: false,
+        });
+        var
+    }
+
+    fn tensor(&self, var: Var) -> &Tensor {
+        assert_eq!(var.tape, self.id, "a tensor of another tape");
+        &self.tensors[var.index as usize]
+    }
+
+    fn tensor_mut(&mut self, var: Var) -> &mut Tensor {
+        assert_eq!(var.tape, self.id, "a tensor of another tape");
+        &mut self.tensors[var.index as usize]
+    }
+
+    /// Number of recorded nodes.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether nothing is recorded yet.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// An f32 tensor that the host writes before a replay ([`Recording::write`]).
+    ///
+    /// # Errors
+    /// The name is taken by another input.
+    pub fn input(&mut self, name: &str, shape: impl Into<Shape>) -> Result<Var> {
+        self.input_of(name, TensorType::f32(shape))
+    }
+
+    /// A tensor of any type that the host writes before a replay.
+    ///
+    /// # Errors
+    /// The name is taken by another input.
+    pub fn input_of(&mut self, name: &str, tensor_type: TensorType) -> Result<Var> {
+        let taken = |t: &Tensor| matches!(t.origin, Origin::Input) && t.name == name;
+        if self.tensors.iter().any(taken) {
+            return Err(Error::operation("input", format!("the name '{name}' is taken")));
+        }
+        Ok(self.add(tensor_type, Origin::Input, name.to_owned()))
+    }
+
+    /// A tensor that lives in a persistent region, from element `offset` on: a parameter, a
+    /// gradient, an optimizer's moment, the data set.
+    ///
+    /// # Errors
+    /// The region has another element type or is too small.
+    pub fn persistent(
+        &mut self,
+        name: &str,
+        region: Region,
+        offset: usize,
+        shape: impl Into<Shape>,
+    ) -> Result<Var> {
+        let (bytes, dtype) = self.region(region)?;
+        let tensor_type = TensorType::new(shape, dtype);
+        let start = offset * dtype.size();
+        if start + tensor_type.bytes() > bytes {
+            let problem = format!(
+                "'{name}' {tensor_type} from element {offset} on does not fit into {bytes} bytes"
+            );
+            return Err(Error::operation("persistent", problem));
+        }
+        let origin = Origin::Persistent { region, offset: start };
+        Ok(self.add(tensor_type, origin, name.to_owned()))
+    }
+
+    fn region(&self, region: Region) -> Result<(usize, DType)> {
+        self.region_bytes.get(region.0).copied().ok_or_else(|| {
+            Error::operation("persistent", "the region was allocated after this tape was made")
+        })
+    }
+
+    /// Names what is recorded inside `body`: a layer. Scopes nest, and show in profiles and errors.
+    pub fn scoped<R>(&mut self, name: &str, body: impl FnOnce(&mut Tape) -> R) -> R {
+        self.scopes.push(name.to_owned());
+        let result = body(self);
+        self.scopes.pop();
+        result
+    }
+
+    /// Keeps the tensor's value after a replay, for [`Recording::read`].
+    ///
+    /// # Errors
+    /// The tensor is overwritten in place by a recorded node.
+    pub fn output(&mut self, var: Var) -> Result<()> {
+        self.readable(var, "output")?;
+        self.tensor_mut(var).is_output = true;
+        Ok(())
+    }
+
+    fn readable(&self, var: Var, op: &str) -> Result<()> {
+        if var.tape != self.id {
+            return Err(Error::operation(op, "an operand is a tensor of another tape"));
+        }
+        if self.tensor(var).overwritten {
+            let problem = format!("'{}' was updated in place: use the new tensor", self.name(var));
+            return Err(Error::operation(op, problem));
+        }
+        Ok(())
+    }
+
+    /// Lets the node that computes `var` write it into a persistent region, from element `offset`
+    /// on, instead of the arena; records a copy where that is not possible. Returns the tensor
+    /// that lies there.
+    ///
+    /// # Errors
+    /// The region has another element type or is too small.
+    pub fn place(&mut self, var: Var, region: Region, offset: usize) -> Result<Var> {
+        self.readable(var, "place")?;
+        let (bytes, dtype) = self.region(region)?;
+        let tensor = self.tensor(var);
+        let start = offset * dtype.size();
+        if tensor.tensor_type.dtype != dtype || start + tensor.tensor_type.bytes() > bytes {
+            let problem = format!(
+                "{} from element {offset} on does not fit into {bytes} bytes of {dtype}",
+                tensor.tensor_type
+            );
+            return Err(Error::operation("place", problem));
+        }
+        let direct = matches!(tensor.origin, Origin::Node(_))
+            && tensor.alias.is_none()
+            && tensor.placed.is_none();
+        let var = if direct { var } else { crate::ops::copy(self, var)? };
+        self.tensor_mut(var).placed = Some((region, start));
+        Ok(var)
+    }
+
+    /// Declares that no gradient flows through `var`: [`Tape::backward`] takes it as a constant,
+    /// and gives zeros instead of an error when asked for its gradient.
+    pub fn detach(&mut self, var: Var) {
+        self.tensor_mut(var).detached = true;
+    }
+
+    /// Name of a tensor: its own, or that of the node that computes it.
+    pub fn name(&self, var: Var) -> String {
+        let tensor = self.tensor(var);
+        match tensor.origin {
+            Origin::Node(node) => {
+                let number = self.nodes[node].outputs.iter().position(|&output| output == var);
+                match number {
+                    Some(0) | None => self.label(node),
+                    Some(number) => format!("{} output {number}", self.label(node)),
+                }
+            }
+            _ => tensor.name.clone(),
+        }
+    }
+
+    /// Scope and operation of a node.
+    fn label(&self, node: usize) -> String {
+        let Node { op, scope, .. } = &self.nodes[node];
+        if scope.is_empty() { op.name().to_owned() } else { format!("{scope}/{}", op.name()) }
+    }
+
+    /// The tensor whose memory `var` is, and `var`'s first byte in it.
+    fn root(&self, var: Var) -> (Var, usize) {
+        let (mut root, mut offset) = (var, 0);
+        while let Some((base, start)) = self.tensor(root).alias {
+            root = base;
+            offset += start;
+        }
+        (root, offset)
+    }
+
+    /// Lets the host write elements of type `T` only where they belong.
+    fn check_type<T: Element>(&self, var: Var, len: usize) -> Result<()> {
+        let tensor = self.tensor(var);
+        if tensor.tensor_type.dtype != T::DTYPE || tensor.tensor_type.elements() != len {
+            let problem = format!(
+                "'{}' is {}, not {len} elements of {}",
+                self.name(var),
+                tensor.tensor_type,
+                T::DTYPE
+            );
+            return Err(Error::operation("access", problem));
+        }
+        Ok(())
+    }
+}
+
+impl Recorder for Tape {
+    fn push(&mut self, op: Arc<dyn Operation>, inputs: &[Var]) -> Result<Vec<Var>> {
+        for &input in inputs {
+            self.readable(input, op.name())?;
+        }
+        let types: Vec<TensorType> =
+            inputs.iter().map(|&input| self.tensor_type(input).clone()).collect();
+        let scope = self.scopes.join("/");
+        let in_scope = |error: Error| match error {
+            Error::Operation { op, problem } if !scope.is_empty() => {
+                Error::Operation { op: format!("{scope}/{op}"), problem }
+            }
+            other => other,
+        };
+        let outputs = op.infer(&types).map_err(in_scope)?;
+        let node = self.nodes.len();
+        let vars: Vec<Var> = outputs
+            .into_iter()
+            .map(|output| self.add(output, Origin::Node(node), String::new()))
+            .collect();
+        if let Some(first) = op.view(&types) {
+            assert_eq!(vars.len(), 1, "a view has one output");
+            let start = first * types[0].dtype.size();
+            self.tensor_mut(vars[0]).alias = Some((inputs[0], start));
+        }
+        for (output, input) in op.in_place() {
+            let var = inputs[input];
+            if matches!(self.tensor(self.root(var).0).origin, Origin::Fill(_)) {
+                return Err(Error::operation(op.name(), "a constant cannot be updated in place"));
+            }
+            assert_eq!(
+                self.tensor_type(vars[output]),
+                self.tensor_type(var),
+                "a tensor updated in place keeps its type"
+            );
+            self.tensor_mut(var).overwritten = true;
+            self.tensor_mut(vars[output]).alias = Some((var, 0));
+        }
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: vars.clone(), scope });
+        Ok(vars)
+    }
+
+    fn tensor_type(&self, var: Var) -> &TensorType {
+        &self.tensor(var).tensor_type
+    }
+
+    fn fill(&mut self, shape: Shape, value: f32) -> Var {
+        self.add(TensorType::f32(shape), Origin::Fill(value), format!("constant {value}"))
+    }
+
+    fn is_fill(&self, var: Var, value: f32) -> bool {
+        matches!(self.tensor(var).origin, Origin::Fill(found) if found == value)
+    }
+}

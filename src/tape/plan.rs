@@ -1,0 +1,276 @@
+//! Order and memory: which nodes run at the same time, and where every tensor lies.
+//!
+//! Each phase of a node goes into the earliest stage after everything that it depends on. Tensors
+//! are then laid into one arena by their lifetimes in stages, so that tensors of one stage never
+//! share memory.
+
+use std::collections::HashMap;
+
+/// Alignment of tensors in the arena, in bytes.
+const ALIGNMENT: usize = 64;
+
+/// Work below this is appended to the single-chunk work that it depends on: a barrier between the
+/// two would cost as much as running both on two threads could save.
+const SEQUENCE_NANOSECONDS: f64 = 1500.0;
+
+/// Where something lies, as far as dependencies are concerned: a tensor of the arena by number, or
+/// a part of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    Arena(u32),
+    Region(usize),
+}
+
+/// A range of bytes that a node reads or writes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Access {
+    pub place: Place,
+    pub start: usize,
+    pub end: usize,
+    pub write: bool,
+}
+
+/// What the planner knows of a node.
+pub(super) struct Work {
+    pub accesses: Vec<Access>,
+    /// Chunks of each phase.
+    pub chunks: Vec<usize>,
+    /// Rough time of the whole node on one thread.
+    pub nanoseconds: f64,
+}
+
+/// A phase of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub node: usize,
+    pub phase: usize,
+}
+
+pub(super) struct Schedule {
+    /// Stages of items of steps; an item of several steps is run in sequence by one thread.
+    pub stages: Vec<Vec<Vec<Step>>>,
+    /// First and last stage of each node.
+    pub spans: Vec<(usize, usize)>,
+}
+
+/// Orders nodes into stages.
+pub(super) fn schedule(work: &[Work]) -> Schedule {
+    let mut stages: Vec<Vec<Vec<Step>>> = Vec::new();
+    let mut spans = vec![(0, 0); work.len()];
+    // Stage and item of the last phase of each node.
+    let mut last: Vec<(usize, usize)> = vec![(0, 0); work.len()];
+    let mut history: HashMap<Place, Vec<(usize, Access)>> = HashMap::new();
+    for (node, this) in work.iter().enumerate() {
+        let mut predecessors: Vec<usize> = Vec::new();
+        for access in &this.accesses {
+            for (earlier, other) in history.get(&access.place).into_iter().flatten() {
+                let overlap = access.start < other.end && other.start < access.end;
+                if overlap && (access.write || other.write) {
+                    predecessors.push(*earlier);
+                }
+            }
+        }
+        for access in &this.accesses {
+            let list = history.entry(access.place).or_default();
+            if access.write {
+                // Whoever touches these bytes later depends on this node, which depends on them.
+                list.retain(|(_, other)| other.start < access.start || other.end > access.end);
+            }
+            list.push((node, *access));
+        }
+        let mut before: Option<usize> = None;
+        let mut items: Vec<usize> = Vec::new();
+        for &earlier in &predecessors {
+            let (stage, item) = last[earlier];
+            if work[earlier].chunks.is_empty() {
+                continue;
+            }
+            if before.is_none_or(|b| stage > b) {
+                before = Some(stage);
+                items.clear();
+            }
+            if before == Some(stage) && !items.contains(&item) {
+                items.push(item);
+            }
+        }
+        for (phase, &chunks) in this.chunks.iter().enumerate() {
+            let step = Step { node, phase };
+            let small =
+                chunks <= 1 && this.nanoseconds / this.chunks.len() as f64 <= SEQUENCE_NANOSECONDS;
+            let sequence = match (before, &items[..]) {
+                (Some(stage), &[item]) if small => {
+                    let only_single = stages[stage][item]
+                        .iter()
+                        .all(|step: &Step| work[step.node].chunks[step.phase] <= 1);
+                    only_single.then_some((stage, item))
+                }
+                _ => None,
+            };
+            let (stage, item) = match sequence {
+                Some((stage, item)) => {
+                    stages[stage][item].push(step);
+                    (stage, item)
+                }
+                None => {
+                    let stage = before.map_or(0, |stage| stage + 1);
+                    if stage == stages.len() {
+                        stages.push(Vec::new());
+                    }
+                    stages[stage].push(vec![step]);
+                    (stage, stages[stage].len() - 1)
+                }
+            };
+            if phase == 0 {
+                spans[node].0 = stage;
+            }
+            spans[node].1 = stage;
+            last[node] = (stage, item);
+            before = Some(stage);
+            items = vec![item];
+        }
+    }
+    Schedule { stages, spans }
+}
+
+/// A tensor (or scratch memory) to be laid into the arena.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    pub bytes: usize,
+    /// First and last stage in which it is alive.
+    pub alive: (usize, usize),
+}
+
+/// How much memory a recording takes, known before it first runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Bytes of the arena: all tensors and scratch memory of the recording.
+    pub arena_bytes: usize,
+    /// Bytes that are alive at the fullest moment: no plan can be smaller.
+    pub live_bytes: usize,
+    /// Bytes that the same tensors would take without sharing.
+    pub unshared_bytes: usize,
+    /// Bytes of baked-in constants.
+    pub constant_bytes: usize,
+}
+
+/// Gives each block an offset such that blocks alive in one stage do not overlap: largest first,
+/// each at the lowest place that is free for its whole life.
+pub(super) fn lay_out(blocks: &[Block]) -> (Vec<usize>, MemoryPlan) {
+    let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
+    let mut order: Vec<usize> = (0..blocks.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].alive.0, i));
+    let mut offsets = vec![0; blocks.len()];
+    let mut placed: Vec<usize> = Vec::new();
+    let mut plan = MemoryPlan::default();
+    for &i in &order {
+        let block = blocks[i];
+        if block.bytes == 0 {
+            continue;
+        }
+        let mut neighbours: Vec<(usize, usize)> = placed
+            .iter()
+            .filter(|&&j| {
+                blocks[j].alive.0 <= block.alive.1 && block.alive.0 <= blocks[j].alive.1
+            })
+            .map(|&j| (offsets[j], offsets[j] + padded(blocks[j].bytes)))
+            .collect();
+        neighbours.sort_unstable();
+        let mut offset = 0;
+        for (start, end) in neighbours {
+            if offset + padded(block.bytes) <= start {
+                break;
+            }
+            offset = offset.max(end);
+        }
+        offsets[i] = offset;
+        placed.push(i);
+        plan.arena_bytes = plan.arena_bytes.max(offset + padded(block.bytes));
+        plan.unshared_bytes += padded(block.bytes);
+    }
+    let stages = blocks.iter().map(|block| block.alive.1 + 1).max().unwrap_or(0);
+    for stage in 0..stages {
+        let alive = |b: &&Block| b.alive.0 <= stage && stage <= b.alive.1;
+        let live = blocks.iter().filter(alive).map(|block| padded(block.bytes)).sum();
+        plan.live_bytes = plan.live_bytes.max(live);
+    }
+    (offsets, plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn access(place: u32, write: bool) -> Access {
+        Access { place: Place::Arena(place), start: 0, end: 4, write }
+    }
+
+    fn work(chunks: &[usize], nanoseconds: f64, reads: &[u32], writes: &[u32]) -> Work {
+        let accesses = reads
+            .iter()
+            .map(|&place| access(place, false))
+            .chain(writes.iter().map(|&place| access(place, true)))
+            .collect();
+        Work { accesses, chunks: chunks.to_vec(), nanoseconds }
+    }
+
+    #[test]
+    fn independent_nodes_share_a_stage_and_dependent_ones_do_not() {
+        let nodes = [
+            work(&[8], 1e5, &[], &[0]),
+            work(&[8], 1e5, &[0], &[1]),
+            work(&[8], 1e5, &[0], &[2]),
+            work(&[8], 1e5, &[1, 2], &[3]),
+        ];
+        let schedule = schedule(&nodes);
+        assert_eq!(schedule.spans, [(0, 0), (1, 1), (1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn a_chain_of_small_nodes_is_one_sequence() {
+        let nodes = [
+            work(&[1], 100.0, &[], &[0]),
+            work(&[1], 100.0, &[0], &[1]),
+            work(&[1, 1], 100.0, &[1], &[2]),
+        ];
+        let schedule = schedule(&nodes);
+        assert_eq!(schedule.stages.len(), 1);
+        assert_eq!(schedule.stages[0].len(), 1);
+        assert_eq!(schedule.stages[0][0].len(), 4);
+    }
+
+    #[test]
+    fn a_write_waits_for_the_readers_of_the_old_value() {
+        let nodes = [
+            work(&[4], 1e5, &[], &[0]),
+            work(&[4], 1e5, &[0], &[1]),
+            work(&[4], 1e5, &[], &[0]),
+        ];
+        assert_eq!(schedule(&nodes).spans[2], (2, 2));
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_that_live_together_do_not_overlap(
+            blocks in proptest::collection::vec((0usize..5000, 0usize..12, 0usize..6), 0..60)
+        ) {
+            let blocks: Vec<Block> = blocks
+                .into_iter()
+                .map(|(bytes, from, length)| Block { bytes, alive: (from, from + length) })
+                .collect();
+            let (offsets, plan) = lay_out(&blocks);
+            for (i, a) in blocks.iter().enumerate() {
+                prop_assert_eq!(offsets[i] % ALIGNMENT, 0);
+                prop_assert!(offsets[i] + a.bytes <= plan.arena_bytes);
+                for (j, b) in blocks.iter().enumerate().take(i) {
+                    let together = a.alive.0 <= b.alive.1 && b.alive.0 <= a.alive.1;
+                    let apart = offsets[i] + a.bytes <= offsets[j]
+                        || offsets[j] + b.bytes <= offsets[i];
+                    prop_assert!(!together || apart || a.bytes == 0 || b.bytes == 0);
+                }
+            }
+            prop_assert!(plan.live_bytes <= plan.arena_bytes);
+            prop_assert!(plan.arena_bytes <= plan.unshared_bytes);
+        }
+    }
+}

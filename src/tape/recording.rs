@@ -1,0 +1,508 @@
+//! A compiled tape: a program with its memory, replayed for every batch.
+
+use super::plan::{self, Access, Block, MemoryPlan, Place, Work};
+use super::{Origin, Store, Tape};
+use crate::device::cpu::launch::{Chunk, Launch};
+use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
+use crate::device::cpu::{Cpu, Memory};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::ops::{Cost, Operation, Site, Values, Var};
+use crate::tensor::{DType, Element, TensorType};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Region numbers within a program: the arena, the constants, then those of the store.
+const ARENA: usize = 0;
+const CONSTANTS: usize = 1;
+const STORE: usize = 2;
+
+/// A node of a recording, for profiles.
+#[derive(Clone, Debug)]
+pub struct NodeReport {
+    /// Scope and operation: `fc1/linear`.
+    pub label: String,
+    /// Name of the operation.
+    pub op: &'static str,
+    /// Kernel that runs it; `naive` where the operation has none for this device.
+    pub kernel: &'static str,
+    /// FLOPs and fewest bytes.
+    pub cost: Cost,
+    /// Chunks of each phase.
+    pub chunks: Vec<usize>,
+    /// Types of the outputs.
+    pub outputs: Vec<TensorType>,
+}
+
+/// Where a replay first met a value that is not finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotFinite {
+    /// Scope and operation, or name of the tensor.
+    pub place: String,
+    /// Index of the element, row-major.
+    pub index: usize,
+    /// The value.
+    pub value: f32,
+}
+
+/// A tensor that the host may write or read.
+struct Port {
+    span: Span,
+    is_input: bool,
+    name: String,
+}
+
+/// A recorded step, compiled for a device: replaying it allocates nothing.
+pub struct Recording {
+    store: u64,
+    device: Arc<Cpu>,
+    program: Program,
+    arena: Memory,
+    constants: Memory,
+    ports: HashMap<Var, Port>,
+    reports: Vec<NodeReport>,
+    memory: MemoryPlan,
+}
+
+impl Tape {
+    /// Compiles what is recorded for the store's device. Nodes whose results nobody asked for
+    /// (by [`Tape::output`], [`Tape::place`] or an update in place) are left out.
+    ///
+    /// # Errors
+    /// The store is not the one that the tape was made for.
+    pub fn compile(&self, store: &Store) -> Result<Recording> {
+        if store.id() != self.store {
+            return Err(Error::operation("compile", "the tape was made for another store"));
+        }
+        match store.device() {
+            Device::Cpu(cpu) => self.compile_for_cpu(Arc::clone(cpu)),
+        }
+    }
+
+    /// Marks the nodes that are needed, and for each tensor whether anybody reads it.
+    fn live(&self) -> (Vec<bool>, Vec<bool>) {
+        let mut needed = vec![false; self.nodes.len()];
+        let mut used = vec![false; self.tensors.len()];
+        for (tensor, used) in self.tensors.iter().zip(&mut used) {
+            *used = tensor.is_output || tensor.placed.is_some();
+        }
+        for (index, node) in self.nodes.iter().enumerate().rev() {
+            let in_place = node.op.in_place();
+            let updates_persistent = in_place.iter().any(|&(output, _)| {
+                let (root, _) = self.root(node.outputs[output]);
+                matches!(self.tensor(root).origin, Origin::Persistent { .. })
+            });
+            let read = node.outputs.iter().any(|output| used[output.index as usize]);
+            if read || updates_persistent {
+                needed[index] = true;
+                for input in &node.inputs {
+                    used[input.index as usize] = true;
+                }
+                for (output, _) in in_place {
+                    used[node.outputs[output].index as usize] = true;
+                }
+            }
+        }
+        (needed, used)
+    }
+
+    fn place_of(&self, var: Var, constants: &HashMap<Var, usize>) -> (Place, usize) {
+        let (root, offset) = self.root(var);
+        let tensor = self.tensor(root);
+        match (&tensor.origin, tensor.placed) {
+            (_, Some((region, start))) => (Place::Region(STORE + region.0), start + offset),
+            (Origin::Persistent { region, offset: start }, None) => {
+                (Place::Region(STORE + region.0), start + offset)
+            }
+            (Origin::Fill(_), None) => {
+                (Place::Region(CONSTANTS), constants.get(&root).copied().unwrap_or(0) + offset)
+            }
+            (Origin::Input | Origin::Node(_), None) => (Place::Arena(root.index), offset),
+        }
+    }
+
+    fn compile_for_cpu(&self, cpu: Arc<Cpu>) -> Result<Recording> {
+        let (needed, used) = self.live();
+
+        // Constants.
+        let mut constants = HashMap::new();
+        let mut constant_bytes = 0;
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let var = Var { index: index as u32, tape: self.id };
+            if matches!(tensor.origin, Origin::Fill(_)) && used[index] {
+                constants.insert(var, constant_bytes);
+                constant_bytes += tensor.tensor_type.bytes().next_multiple_of(64);
+            }
+        }
+        let mut constant_memory = Memory::zeroed(constant_bytes);
+        for (&var, &offset) in &constants {
+            let tensor = self.tensor(var);
+            if let Origin::Fill(value) = tensor.origin {
+                constant_memory.elements_mut(offset, tensor.tensor_type.elements()).fill(value);
+            }
+        }
+
+        // Kernels.
+        struct Lowered<'t> {
+            node: &'t super::Node,
+            launch: Launch,
+            report: NodeReport,
+        }
+        let mut lowered = Vec::new();
+        let mut work = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate().filter(|&(index, _)| needed[index]) {
+            let types = |vars: &[Var]| -> Vec<TensorType> {
+                vars.iter().map(|&var| self.tensor(var).tensor_type.clone()).collect()
+            };
+            let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
+            if node.op.view(&inputs).is_some() {
+                continue;
+            }
+            let output_used: Vec<bool> =
+                node.outputs.iter().map(|output| used[output.index as usize]).collect();
+            let site = Site {
+                inputs: &inputs,
+                outputs: &outputs,
+                used: &output_used,
+                isa: cpu.isa(),
+            };
+            let cost = node.op.cost(&site);
+            let launch =
+                node.op.cpu(&site).unwrap_or_else(|| naive_launch(Arc::clone(&node.op), &site));
+            let mut accesses = Vec::new();
+            for (&var, write) in
+                node.inputs.iter().map(|v| (v, false)).chain(node.outputs.iter().map(|v| (v, true)))
+            {
+                if !write || used[var.index as usize] {
+                    let (place, start) = self.place_of(var, &constants);
+                    let end = start + self.tensor(var).tensor_type.bytes();
+                    accesses.push(Access { place, start, end, write });
+                }
+            }
+            let chunks: Vec<usize> = launch.chunks().collect();
+            // Of the order of what one thread does; only used to tell small nodes from large ones.
+            let nanoseconds = (cost.flops / 40.0).max(cost.bytes / 20.0);
+            work.push(Work { accesses, chunks: chunks.clone(), nanoseconds });
+            let kernel = launch.kernel();
+            let (label, op) = (self.label(index), node.op.name());
+            let report = NodeReport { label, op, kernel, cost, chunks, outputs };
+            lowered.push(Lowered { node, launch, report });
+        }
+        let schedule = plan::schedule(&work);
+        let last_stage = schedule.stages.len().saturating_sub(1);
+
+        // Memory: roots in the arena, then scratch of each node.
+        let mut numbers: HashMap<u32, usize> = HashMap::new();
+        let mut blocks: Vec<Block> = Vec::new();
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            if matches!(tensor.origin, Origin::Input) {
+                numbers.insert(index as u32, blocks.len());
+                let bytes = tensor.tensor_type.bytes();
+                blocks.push(Block { bytes, alive: (0, last_stage) });
+            }
+        }
+        for (this, span) in work.iter().zip(&schedule.spans) {
+            for access in &this.accesses {
+                if let Place::Arena(root) = access.place {
+                    let number = *numbers.entry(root).or_insert_with(|| {
+                        let bytes = self.tensors[root as usize].tensor_type.bytes();
+                        blocks.push(Block { bytes, alive: *span });
+                        blocks.len() - 1
+                    });
+                    let alive = &mut blocks[number].alive;
+                    *alive = (alive.0.min(span.0), alive.1.max(span.1));
+                }
+            }
+        }
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            if tensor.is_output {
+                let var = Var { index: index as u32, tape: self.id };
+                if let (Place::Arena(root), _) = self.place_of(var, &constants)
+                    && let Some(&number) = numbers.get(&root)
+                {
+                    blocks[number].alive.1 = last_stage;
+                }
+            }
+        }
+        let first_scratch = blocks.len();
+        for (node, span) in lowered.iter().zip(&schedule.spans) {
+            blocks.push(Block { bytes: node.launch.scratch_elements() * 4, alive: *span });
+        }
+        let (offsets, mut memory) = plan::lay_out(&blocks);
+        memory.constant_bytes = constant_bytes;
+
+        let span_of = |var: Var, in_place: bool| -> Span {
+            let (place, start) = self.place_of(var, &constants);
+            let TensorType { shape, dtype } = &self.tensor(var).tensor_type;
+            let (region, offset) = match place {
+                Place::Arena(root) => {
+                    (ARENA, numbers.get(&root).map_or(0, |&number| offsets[number]) + start)
+                }
+                Place::Region(region) => (region, start),
+            };
+            Span { region, offset, len: shape.elements(), dtype: *dtype, in_place }
+        };
+        let mut nodes = Vec::new();
+        let mut reports = Vec::new();
+        for (number, Lowered { node, launch, report }) in lowered.into_iter().enumerate() {
+            let updated: Vec<usize> = node.op.in_place().iter().map(|&(_, input)| input).collect();
+            let inputs = node
+                .inputs
+                .iter()
+                .enumerate()
+                .map(|(i, &var)| span_of(var, updated.contains(&i)))
+                .collect();
+            let outputs = node
+                .outputs
+                .iter()
+                .map(|&var| match used[var.index as usize] {
+                    true => span_of(var, false),
+                    false => Span { len: 0, region: ARENA, offset: 0, ..span_of(var, false) },
+                })
+                .collect();
+            let scratch = Span {
+                region: ARENA,
+                offset: offsets[first_scratch + number],
+                len: launch.scratch_elements(),
+                dtype: DType::F32,
+                in_place: false,
+            };
+            nodes.push(Bound { launch, inputs, outputs, scratch });
+            reports.push(report);
+        }
+        let stages: Vec<Vec<Item>> = schedule
+            .stages
+            .iter()
+            .map(|stage| {
+                stage
+                    .iter()
+                    .map(|item| {
+                        item.iter().map(|s| Task { node: s.node, phase: s.phase }).collect()
+                    })
+                    .collect()
+            })
+            .collect();
+        let mut ports = HashMap::new();
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let var = Var { index: index as u32, tape: self.id };
+            let is_input = matches!(tensor.origin, Origin::Input);
+            if is_input || tensor.is_output {
+                let name = self.name(var);
+                ports.insert(var, Port { span: span_of(var, false), is_input, name });
+            }
+        }
+        let program = Program::new(nodes, &stages, STORE + self.region_bytes.len());
+        let arena = Memory::zeroed(memory.arena_bytes);
+        Ok(Recording {
+            store: self.store,
+            device: cpu,
+            program,
+            arena,
+            constants: constant_memory,
+            ports,
+            reports,
+            memory,
+        })
+    }
+}
+
+/// The oracle as a kernel: what runs where an operation has no kernel of its own.
+fn naive_launch(op: Arc<dyn Operation>, site: &Site<'_>) -> Launch {
+    let (inputs, outputs) = (site.inputs.to_vec(), site.outputs.to_vec());
+    let used = site.used.to_vec();
+    let in_place = op.in_place();
+    Launch::new("naive").serial(move |chunk| {
+        let updates = |i: usize| in_place.iter().find(|&&(_, input)| input == i);
+        let values = |i: usize, tensor_type: &TensorType| -> Values {
+            let mut values = Values::zeros(tensor_type.clone());
+            match updates(i) {
+                Some(_) => {}
+                None => widen(chunk, i, &mut values),
+            }
+            values
+        };
+        let mut given: Vec<Values> =
+            inputs.iter().enumerate().map(|(i, tensor_type)| values(i, tensor_type)).collect();
+        let mut computed: Vec<Values> = outputs.iter().cloned().map(Values::zeros).collect();
+        let mut targets: Vec<Option<&mut [f32]>> = Vec::new();
+        for (i, output) in outputs.iter().enumerate() {
+            assert_eq!(output.dtype, DType::F32, "the naive fallback writes f32 outputs only");
+            let target = chunk.output::<f32>(i);
+            if let Some(&(_, input)) = in_place.iter().find(|&&(output, _)| output == i) {
+                computed[i].data = target.iter().map(|&x| f64::from(x)).collect();
+                given[input].data.clone_from(&computed[i].data);
+            }
+            targets.push(used[i].then_some(target));
+        }
+        op.naive(&given, &mut computed, chunk.control());
+        for (target, computed) in targets.into_iter().zip(&computed) {
+            if let Some(target) = target {
+                for (to, &from) in target.iter_mut().zip(&computed.data) {
+                    *to = from as f32;
+                }
+            }
+        }
+    })
+}
+
+fn widen(chunk: &Chunk<'_>, i: usize, values: &mut Values) {
+    let data = &mut values.data;
+    match values.tensor_type.dtype {
+        DType::F32 => fill(data, chunk.input::<f32>(i).iter().map(|&x| f64::from(x))),
+        DType::Bf16 => fill(data, chunk.input::<half::bf16>(i).iter().map(|x| x.to_f64())),
+        DType::U32 => fill(data, chunk.input::<u32>(i).iter().map(|&x| f64::from(x))),
+        DType::U8 => fill(data, chunk.input::<u8>(i).iter().map(|&x| f64::from(x))),
+    }
+}
+
+fn fill(data: &mut [f64], values: impl Iterator<Item = f64>) {
+    for (to, from) in data.iter_mut().zip(values) {
+        *to = from;
+    }
+}
+
+impl Recording {
+    fn port(&self, var: Var) -> Result<&Port> {
+        self.ports.get(&var).ok_or_else(|| {
+            Error::operation("recording", "this tensor is neither an input nor a marked output")
+        })
+    }
+
+    fn checked_port<T: Element>(&self, var: Var, len: usize) -> Result<Span> {
+        let port = self.port(var)?;
+        if port.span.dtype != T::DTYPE || port.span.len != len {
+            let problem = format!(
+                "has {} elements of {}, not {len} of {}",
+                port.span.len,
+                port.span.dtype,
+                T::DTYPE
+            );
+            return Err(Error::operation(format!("'{}'", port.name), problem));
+        }
+        Ok(port.span)
+    }
+
+    /// Writes an input for the replays to come.
+    ///
+    /// # Errors
+    /// Not an input of this recording, or another element type or length.
+    pub fn write<T: Element>(&mut self, var: Var, values: &[T]) -> Result<()> {
+        let span = self.checked_port::<T>(var, values.len())?;
+        if !self.port(var)?.is_input {
+            return Err(Error::operation("write", "this tensor is not an input"));
+        }
+        self.arena.elements_mut(span.offset, span.len).copy_from_slice(values);
+        Ok(())
+    }
+
+    /// Copies an output of the last replay into `values`. Not for tensors in a region of the
+    /// store: read those by [`Store::read`].
+    ///
+    /// # Errors
+    /// Not an input or marked output of this recording, or another element type or length.
+    pub fn read_into<T: Element>(&self, var: Var, values: &mut [T]) -> Result<()> {
+        let span = self.checked_port::<T>(var, values.len())?;
+        let memory = match span.region {
+            ARENA => &self.arena,
+            CONSTANTS => &self.constants,
+            _ => {
+                let problem = "lies in a region of the store: read it there";
+                return Err(Error::operation(format!("'{}'", self.port(var)?.name), problem));
+            }
+        };
+        values.copy_from_slice(memory.elements(span.offset, span.len));
+        Ok(())
+    }
+
+    /// An f32 output of the last replay.
+    ///
+    /// # Errors
+    /// As [`Recording::read_into`].
+    pub fn read(&self, var: Var) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.port(var)?.span.len];
+        self.read_into(var, &mut values)?;
+        Ok(values)
+    }
+
+    fn check_store(&self, store: &Store) -> Result<()> {
+        if store.id() != self.store {
+            return Err(Error::operation("replay", "the recording was made for another store"));
+        }
+        Ok(())
+    }
+
+    /// Runs the recorded step once. Allocates nothing after the first call.
+    ///
+    /// # Errors
+    /// The store is not the one that the recording was made for.
+    pub fn replay(&mut self, store: &mut Store) -> Result<()> {
+        self.check_store(store)?;
+        let (regions, control) = store.parts();
+        let own = [&mut self.arena, &mut self.constants];
+        self.program.replay(self.device.team(), own.into_iter().chain(regions), control);
+        Ok(())
+    }
+
+    /// Runs the recorded step once, node after node, and gives each node's time in nanoseconds.
+    ///
+    /// # Errors
+    /// As [`Recording::replay`].
+    pub fn replay_timed(&mut self, store: &mut Store, mut each: impl FnMut(usize, u64)) -> Result<()> {
+        self.check_store(store)?;
+        let (regions, control) = store.parts();
+        let own = [&mut self.arena, &mut self.constants];
+        let regions = own.into_iter().chain(regions);
+        self.program.replay_by_node(self.device.team(), regions, control, |node, time, _, _| {
+            each(node, time);
+        });
+        Ok(())
+    }
+
+    /// Runs the recorded step once, node after node, and reports the first result that is not
+    /// finite. As slow as a debugger: for finding out where a run diverged.
+    ///
+    /// # Errors
+    /// As [`Recording::replay`].
+    pub fn replay_checked(&mut self, store: &mut Store) -> Result<Option<NotFinite>> {
+        self.check_store(store)?;
+        let (regions, control) = store.parts();
+        let own = [&mut self.arena, &mut self.constants];
+        let regions = own.into_iter().chain(regions);
+        let reports = &self.reports;
+        let mut first = None;
+        self.program.replay_by_node(self.device.team(), regions, control, |node, _, spans, read| {
+            for span in spans {
+                if first.is_none()
+                    && let Some((index, &value)) =
+                        read(span).iter().enumerate().find(|(_, value)| !value.is_finite())
+                {
+                    first = Some(NotFinite { place: reports[node].label.clone(), index, value });
+                }
+            }
+        });
+        Ok(first)
+    }
+
+    /// The nodes in the order in which they were recorded.
+    pub fn nodes(&self) -> &[NodeReport] {
+        &self.reports
+    }
+
+    /// FLOPs and fewest bytes of one replay: the sums over all nodes.
+    pub fn cost(&self) -> Cost {
+        self.reports.iter().fold(Cost::default(), |sum, report| Cost {
+            flops: sum.flops + report.cost.flops,
+            bytes: sum.bytes + report.cost.bytes,
+        })
+    }
+
+    /// How much memory the recording takes.
+    pub fn memory(&self) -> MemoryPlan {
+        self.memory
+    }
+
+    /// Stages of a replay: one more than its barriers.
+    pub fn stages(&self) -> usize {
+        self.program.stages()
+    }
+}

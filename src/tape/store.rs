@@ -1,0 +1,132 @@
+//! Memory that outlives a recording: parameters, gradients, optimizer state, data sets; and the
+//! control block.
+
+use crate::device::cpu::Memory;
+use crate::device::{Control, Device};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Element};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A persistent region of a [`Store`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Region(pub(super) usize);
+
+struct Allocation {
+    name: String,
+    dtype: DType,
+    len: usize,
+    memory: Memory,
+}
+
+/// Named regions of device memory that recordings read and write, and the values that change from
+/// step to step. All recordings of one training run share one store.
+pub struct Store {
+    id: u64,
+    device: Device,
+    regions: Vec<Allocation>,
+    control: Control,
+}
+
+impl Store {
+    /// An empty store on that device.
+    pub fn new(device: &Device) -> Store {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Store {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            device: device.clone(),
+            regions: Vec::new(),
+            control: Control::new(),
+        }
+    }
+
+    /// The device that holds the memory.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The values that change from step to step.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The values that change from step to step, to set them or to make slots.
+    pub fn control_mut(&mut self) -> &mut Control {
+        &mut self.control
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn region_sizes(&self) -> Vec<(usize, DType)> {
+        self.regions.iter().map(|r| (r.len * r.dtype.size(), r.dtype)).collect()
+    }
+
+    /// A new region of `len` zeros.
+    pub fn allocate(&mut self, name: &str, dtype: DType, len: usize) -> Region {
+        let memory = match self.device {
+            Device::Cpu(_) => Memory::zeroed(len * dtype.size()),
+        };
+        self.regions.push(Allocation { name: name.to_owned(), dtype, len, memory });
+        Region(self.regions.len() - 1)
+    }
+
+    /// A new region that holds `values`.
+    pub fn upload<T: Element>(&mut self, name: &str, values: &[T]) -> Region {
+        let region = self.allocate(name, T::DTYPE, values.len());
+        let memory = &mut self.regions[region.0].memory;
+        memory.elements_mut(0, values.len()).copy_from_slice(values);
+        region
+    }
+
+    fn checked<T: Element>(&self, region: Region, offset: usize, len: usize) -> Result<()> {
+        let found = &self.regions[region.0];
+        if found.dtype != T::DTYPE || offset + len > found.len {
+            let problem = format!(
+                "elements {offset}..{} of {} asked for, it has {} of {}",
+                offset + len,
+                T::DTYPE,
+                found.len,
+                found.dtype
+            );
+            return Err(Error::operation(format!("region '{}'", found.name), problem));
+        }
+        Ok(())
+    }
+
+    /// Number of elements of a region.
+    pub fn len(&self, region: Region) -> usize {
+        self.regions[region.0].len
+    }
+
+    /// Bytes of all regions.
+    pub fn bytes(&self) -> usize {
+        self.regions.iter().map(|r| r.len * r.dtype.size()).sum()
+    }
+
+    /// Copies `values.len()` elements from `offset` on to the host.
+    ///
+    /// # Errors
+    /// Another element type, or past the end.
+    pub fn read<T: Element>(&self, region: Region, offset: usize, values: &mut [T]) -> Result<()> {
+        self.checked::<T>(region, offset, values.len())?;
+        let memory = &self.regions[region.0].memory;
+        values.copy_from_slice(memory.elements(offset * size_of::<T>(), values.len()));
+        Ok(())
+    }
+
+    /// Copies `values` from the host to the region, from element `offset` on.
+    ///
+    /// # Errors
+    /// Another element type, or past the end.
+    pub fn write<T: Element>(&mut self, region: Region, offset: usize, values: &[T]) -> Result<()> {
+        self.checked::<T>(region, offset, values.len())?;
+        let memory = &mut self.regions[region.0].memory;
+        memory.elements_mut(offset * size_of::<T>(), values.len()).copy_from_slice(values);
+        Ok(())
+    }
+
+    pub(super) fn parts(&mut self) -> (impl Iterator<Item = &mut Memory>, &Control) {
+        (self.regions.iter_mut().map(|region| &mut region.memory), &self.control)
+    }
+}
