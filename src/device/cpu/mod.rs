@@ -6,6 +6,7 @@ pub mod isa;
 pub mod launch;
 pub mod memory;
 pub mod program;
+pub mod simd;
 pub mod team;
 
 pub use isa::Isa;
