@@ -10,8 +10,8 @@ pub use case::{Case, CaseInput, Entry, Fill, Tolerance};
 pub use operation::{Cost, Operation, Recorder, Rule, Site, Values, Var, push_one};
 
 macro_rules! operations {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        $($(#[$doc])* pub mod $name;)*
+    ($($name:ident),* $(,)?) => {
+        $(pub mod $name;)*
 
         /// Every operation of the crate: tests, gradient checks and benchmarks run over it.
         pub const TABLE: &[Entry] = &[$(Entry {
@@ -22,4 +22,46 @@ macro_rules! operations {
     };
 }
 
-operations! {}
+operations! {
+    accumulate,
+    copy,
+}
+
+pub use accumulate::accumulate;
+pub use copy::copy;
+
+use crate::error::{Error, Result};
+use crate::tensor::{DType, TensorType};
+
+/// Checks that there are `count` inputs, all f32.
+///
+/// # Errors
+/// There are not; the error names `op` and what was found.
+pub fn expect_f32(op: &str, inputs: &[TensorType], count: usize) -> Result<()> {
+    expect_types(op, inputs, &vec![DType::F32; count])
+}
+
+/// Checks number and element types of the inputs.
+///
+/// # Errors
+/// They differ; the error names `op`, the input and what was found.
+pub fn expect_types(op: &str, inputs: &[TensorType], wanted: &[DType]) -> Result<()> {
+    if inputs.len() != wanted.len() {
+        let problem = format!("takes {} inputs, not {}", wanted.len(), inputs.len());
+        return Err(Error::operation(op, problem));
+    }
+    for (i, (input, wanted)) in inputs.iter().zip(wanted).enumerate() {
+        if input.dtype != *wanted {
+            return Err(Error::operation(op, format!("input {i} is {input}, not {wanted}")));
+        }
+    }
+    Ok(())
+}
+
+/// PLACEHOLDER until ops/binary lands.
+///
+/// # Errors
+/// Always.
+pub fn add(_tape: &mut dyn Recorder, _a: Var, _b: Var) -> Result<Var> {
+    Err(Error::operation("add", "placeholder"))
+}

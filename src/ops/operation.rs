@@ -43,11 +43,7 @@ pub trait Recorder {
 ///
 /// # Errors
 /// As [`Recorder::push`].
-pub fn push_one(
-    tape: &mut dyn Recorder,
-    op: impl Operation,
-    inputs: &[Var],
-) -> Result<Var> {
+pub fn push_one(tape: &mut dyn Recorder, op: impl Operation, inputs: &[Var]) -> Result<Var> {
     let outputs = tape.push(Arc::new(op), inputs)?;
     assert_eq!(outputs.len(), 1, "push_one is for operations of one output");
     Ok(outputs[0])

@@ -20,9 +20,25 @@ impl Tape {
             let problem = format!("the loss must be one f32, not {loss_type}");
             return Err(Error::gradient(self.name(loss), problem));
         }
+        let one = self.fill(loss_type.shape, 1.0);
+        self.vector_jacobian(&[(loss, one)], wrt)
+    }
+
+    /// Records, for each tensor of `wrt`, the sum over `outputs` of its upstream gradient times the
+    /// output's Jacobian. [`Tape::backward`] is the case of one scalar output and an upstream of 1.
+    ///
+    /// # Errors
+    /// An upstream gradient has another shape than its output; and as [`Tape::backward`].
+    pub fn vector_jacobian(&mut self, outputs: &[(Var, Var)], wrt: &[Var]) -> Result<Vec<Var>> {
         let needs = self.dependents(wrt);
         let mut gradients: HashMap<Var, Var> = HashMap::new();
-        gradients.insert(loss, self.fill(loss_type.shape, 1.0));
+        for &(output, upstream) in outputs {
+            if self.tensor_type(output).shape != self.tensor_type(upstream).shape {
+                let problem = "the upstream gradient has another shape than the output";
+                return Err(Error::gradient(self.name(output), problem));
+            }
+            gradients.insert(output, upstream);
+        }
         for index in (0..self.nodes.len()).rev() {
             let node = self.nodes[index].clone();
             let upstream: Vec<Option<Var>> =

@@ -34,7 +34,7 @@ pub use store::{Region, Store};
 
 use crate::error::{Error, Result};
 use crate::ops::{Operation, Recorder, Var};
-use crate::tensor::{DType, Element, Shape, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -278,21 +278,6 @@ impl Tape {
             offset += start;
         }
         (root, offset)
-    }
-
-    /// Lets the host write elements of type `T` only where they belong.
-    fn check_type<T: Element>(&self, var: Var, len: usize) -> Result<()> {
-        let tensor = self.tensor(var);
-        if tensor.tensor_type.dtype != T::DTYPE || tensor.tensor_type.elements() != len {
-            let problem = format!(
-                "'{}' is {}, not {len} elements of {}",
-                self.name(var),
-                tensor.tensor_type,
-                T::DTYPE
-            );
-            return Err(Error::operation("access", problem));
-        }
-        Ok(())
     }
 }
 

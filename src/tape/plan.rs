@@ -169,9 +169,7 @@ pub(super) fn lay_out(blocks: &[Block]) -> (Vec<usize>, MemoryPlan) {
         }
         let mut neighbours: Vec<(usize, usize)> = placed
             .iter()
-            .filter(|&&j| {
-                blocks[j].alive.0 <= block.alive.1 && block.alive.0 <= blocks[j].alive.1
-            })
+            .filter(|&&j| blocks[j].alive.0 <= block.alive.1 && block.alive.0 <= blocks[j].alive.1)
             .map(|&j| (offsets[j], offsets[j] + padded(blocks[j].bytes)))
             .collect();
         neighbours.sort_unstable();
@@ -241,11 +239,8 @@ mod tests {
 
     #[test]
     fn a_write_waits_for_the_readers_of_the_old_value() {
-        let nodes = [
-            work(&[4], 1e5, &[], &[0]),
-            work(&[4], 1e5, &[0], &[1]),
-            work(&[4], 1e5, &[], &[0]),
-        ];
+        let nodes =
+            [work(&[4], 1e5, &[], &[0]), work(&[4], 1e5, &[0], &[1]), work(&[4], 1e5, &[], &[0])];
         assert_eq!(schedule(&nodes).spans[2], (2, 2));
     }
 

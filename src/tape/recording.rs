@@ -2,10 +2,10 @@
 
 use super::plan::{self, Access, Block, MemoryPlan, Place, Work};
 use super::{Origin, Store, Tape};
+use crate::device::Device;
 use crate::device::cpu::launch::{Chunk, Launch};
 use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
 use crate::device::cpu::{Cpu, Memory};
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::{Cost, Operation, Site, Values, Var};
 use crate::tensor::{DType, Element, TensorType};
@@ -160,12 +160,8 @@ impl Tape {
             }
             let output_used: Vec<bool> =
                 node.outputs.iter().map(|output| used[output.index as usize]).collect();
-            let site = Site {
-                inputs: &inputs,
-                outputs: &outputs,
-                used: &output_used,
-                isa: cpu.isa(),
-            };
+            let site =
+                Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa: cpu.isa() };
             let cost = node.op.cost(&site);
             let launch =
                 node.op.cpu(&site).unwrap_or_else(|| naive_launch(Arc::clone(&node.op), &site));
@@ -447,7 +443,11 @@ impl Recording {
     ///
     /// # Errors
     /// As [`Recording::replay`].
-    pub fn replay_timed(&mut self, store: &mut Store, mut each: impl FnMut(usize, u64)) -> Result<()> {
+    pub fn replay_timed(
+        &mut self,
+        store: &mut Store,
+        mut each: impl FnMut(usize, u64),
+    ) -> Result<()> {
         self.check_store(store)?;
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
@@ -470,16 +470,22 @@ impl Recording {
         let regions = own.into_iter().chain(regions);
         let reports = &self.reports;
         let mut first = None;
-        self.program.replay_by_node(self.device.team(), regions, control, |node, _, spans, read| {
-            for span in spans {
-                if first.is_none()
-                    && let Some((index, &value)) =
-                        read(span).iter().enumerate().find(|(_, value)| !value.is_finite())
-                {
-                    first = Some(NotFinite { place: reports[node].label.clone(), index, value });
+        self.program.replay_by_node(
+            self.device.team(),
+            regions,
+            control,
+            |node, _, spans, read| {
+                for span in spans {
+                    if first.is_none()
+                        && let Some((index, &value)) =
+                            read(span).iter().enumerate().find(|(_, value)| !value.is_finite())
+                    {
+                        first =
+                            Some(NotFinite { place: reports[node].label.clone(), index, value });
+                    }
                 }
-            }
-        });
+            },
+        );
         Ok(first)
     }
 

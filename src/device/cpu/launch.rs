@@ -97,11 +97,7 @@ impl Launch {
     /// Adds a phase of `chunks` calls that divide the outputs among themselves by their index,
     /// in another way than by rows, through [`Chunk::output_ptr`].
     #[must_use]
-    pub fn tiles(
-        self,
-        chunks: usize,
-        body: impl Fn(&Chunk<'_>) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn tiles(self, chunks: usize, body: impl Fn(&Chunk<'_>) + Send + Sync + 'static) -> Self {
         self.rows(chunks, 1, body)
     }
 

@@ -312,7 +312,10 @@ fn check(nodes: &[Bound], stages: &[Vec<Item>]) {
             let inputs = node.inputs.iter().filter(|input| !input.in_place);
             assert!(inputs.into_iter().all(|i| !clash(i)), "an output overlaps an input");
         }
-        assert!(!node.inputs.iter().any(|i| i.overlaps(&node.scratch)), "scratch overlaps an input");
+        assert!(
+            !node.inputs.iter().any(|i| i.overlaps(&node.scratch)),
+            "scratch overlaps an input"
+        );
     }
 }
 
