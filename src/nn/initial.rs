@@ -1,0 +1,77 @@
+//! Starting values of parameters.
+
+use crate::random::Random;
+use serde::{Deserialize, Serialize};
+
+/// How a parameter starts. `fan_in` and `fan_out` are the inputs and outputs of one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Initial {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Uniform in ±1/sqrt(fan_in): what PyTorch's `nn.Linear` starts with, weights and biases.
+    FanIn,
+    /// Normal with variance 2/fan_in, for ReLU (He et al. 2015, arXiv:1502.01852).
+    KaimingNormal,
+    /// Uniform with variance 2/fan_in.
+    KaimingUniform,
+    /// Normal with variance 2/(fan_in + fan_out) (Glorot and Bengio 2010).
+    XavierNormal,
+    /// Uniform with variance 2/(fan_in + fan_out).
+    XavierUniform,
+    /// Normal with this standard deviation.
+    Normal(f32),
+}
+
+impl Initial {
+    /// Fills `values` with starting values.
+    pub fn fill(self, values: &mut [f32], fan_in: usize, fan_out: usize, random: &mut Random) {
+        let (fan_in, fan_out) = (fan_in.max(1) as f64, fan_out.max(1) as f64);
+        let mut normal = |deviation: f64| {
+            values.iter_mut().for_each(|value| *value = (deviation * random.normal()) as f32);
+        };
+        match self {
+            Initial::Zeros => values.fill(0.0),
+            Initial::Ones => values.fill(1.0),
+            Initial::KaimingNormal => normal((2.0 / fan_in).sqrt()),
+            Initial::XavierNormal => normal((2.0 / (fan_in + fan_out)).sqrt()),
+            Initial::Normal(deviation) => normal(f64::from(deviation)),
+            Initial::FanIn | Initial::KaimingUniform | Initial::XavierUniform => {
+                let bound = match self {
+                    Initial::FanIn => fan_in.sqrt().recip(),
+                    Initial::KaimingUniform => (6.0 / fan_in).sqrt(),
+                    _ => (6.0 / (fan_in + fan_out)).sqrt(),
+                };
+                for value in values {
+                    *value = random.uniform(-bound, bound) as f32;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variances_are_as_stated() {
+        let (fan_in, fan_out) = (300, 100);
+        let mut values = vec![0f32; fan_in * fan_out];
+        for (initial, variance) in [
+            (Initial::KaimingNormal, 2.0 / 300.0),
+            (Initial::KaimingUniform, 2.0 / 300.0),
+            (Initial::XavierNormal, 2.0 / 400.0),
+            (Initial::XavierUniform, 2.0 / 400.0),
+            (Initial::FanIn, 1.0 / 900.0),
+            (Initial::Normal(0.02), 4e-4),
+        ] {
+            initial.fill(&mut values, fan_in, fan_out, &mut Random::new(3, 1));
+            let n = values.len() as f64;
+            let found = values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n;
+            assert!((found / variance - 1.0).abs() < 0.03, "{initial:?}: {found} for {variance}");
+        }
+    }
+}

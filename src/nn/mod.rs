@@ -1,0 +1,94 @@
+//! Layers and models: their parameters, their initialisation, and what they record.
+//!
+//! A model is a plain struct of layers that implements [`Module`], or a list of layers from a
+//! configuration ([`Sequential`]).
+
+mod config;
+mod initial;
+mod layers;
+mod parameters;
+
+pub use config::{LayerConfig, Sequential};
+pub use initial::Initial;
+pub use layers::{Activate, Dropout, Embedding, Flatten, LayerNorm, Linear, RmsNorm};
+pub use parameters::{Bound, Parameter, ParameterInfo, Parameters, Role};
+
+use crate::error::Result;
+use crate::ops::Var;
+use crate::tape::Tape;
+
+/// What a recording is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Training: dropout is on.
+    Train,
+    /// Review and prediction.
+    Eval,
+}
+
+/// The recording of one pass through a model.
+pub struct Forward<'a> {
+    /// Where the operations go.
+    pub tape: &'a mut Tape,
+    /// What the recording is for.
+    pub mode: Mode,
+    parameters: &'a Bound,
+    vars: Vec<Option<Var>>,
+}
+
+impl<'a> Forward<'a> {
+    /// A pass that reads its parameters from `parameters`.
+    pub fn new(tape: &'a mut Tape, mode: Mode, parameters: &'a Bound) -> Self {
+        let vars = vec![None; parameters.infos().len()];
+        Forward { tape, mode, parameters, vars }
+    }
+
+    /// The tensor of a parameter on this tape; the same one at every call.
+    ///
+    /// # Errors
+    /// The tape was made before the parameters were allocated.
+    pub fn parameter(&mut self, parameter: Parameter) -> Result<Var> {
+        if let Some(var) = self.vars[parameter.index()] {
+            return Ok(var);
+        }
+        let info = &self.parameters.infos()[parameter.index()];
+        let region = self.parameters.weights();
+        let var = self.tape.persistent(&info.name, region, info.offset, &info.shape)?;
+        self.vars[parameter.index()] = Some(var);
+        Ok(var)
+    }
+
+    /// Where the random masks of a training pass come from: the seed that is baked in, and the
+    /// slot of the counter that changes from step to step.
+    pub fn randomness(&self) -> (u64, crate::device::U64Slot) {
+        self.parameters.randomness()
+    }
+
+    /// Runs `body` inside a scope of the tape: its nodes carry the name.
+    pub fn scoped<R>(&mut self, name: &str, body: impl FnOnce(&mut Forward<'_>) -> R) -> R {
+        let (mode, parameters) = (self.mode, self.parameters);
+        let vars = &mut self.vars;
+        self.tape.scoped(name, |tape| {
+            let taken = std::mem::take(vars);
+            let mut inner = Forward { tape, mode, parameters, vars: taken };
+            let result = body(&mut inner);
+            *vars = inner.vars;
+            result
+        })
+    }
+
+    /// The parameters that were read, with their tensors, in the order of their declaration.
+    pub fn into_read(self) -> Vec<(Parameter, Var)> {
+        let read = self.vars.iter().enumerate();
+        read.filter_map(|(i, var)| var.map(|var| (Parameter::at(i), var))).collect()
+    }
+}
+
+/// A layer or model.
+pub trait Module: Send {
+    /// Records the pass of `x` through the module. The first axis of `x` is the batch.
+    ///
+    /// # Errors
+    /// The shape of `x` does not fit.
+    fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var>;
+}

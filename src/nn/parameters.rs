@@ -1,0 +1,191 @@
+//! Parameters: declared by layers, laid into one flat region, so that an optimizer updates all of
+//! them in one pass.
+
+use super::Initial;
+use crate::device::U64Slot;
+use crate::error::{Error, Result};
+use crate::random::Random;
+use crate::tape::{Region, Store};
+use crate::tensor::{DType, Shape};
+
+/// Parameters start at multiples of this many f32: a cache line.
+const ALIGNMENT: usize = 16;
+
+/// A declared parameter: a number in its [`Parameters`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter(usize);
+
+impl Parameter {
+    pub(super) fn at(index: usize) -> Parameter {
+        Parameter(index)
+    }
+
+    /// Its place in [`Parameters::infos`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// What a parameter is for; by default only weights decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Multiplies inputs: decays.
+    Weight,
+    /// Is added: does not decay.
+    Bias,
+    /// Scales normalised values: does not decay.
+    Gain,
+}
+
+/// What is known of a parameter.
+#[derive(Clone, Debug)]
+pub struct ParameterInfo {
+    /// Name, unique: `fc1.weight`.
+    pub name: String,
+    /// Shape.
+    pub shape: Shape,
+    /// First element in the flat region.
+    pub offset: usize,
+    /// What it is for.
+    pub role: Role,
+    /// Starting values.
+    pub initial: Initial,
+    /// Factor of the learning rate.
+    pub rate_factor: f32,
+    /// Factor of the weight decay: 1 for weights, 0 for all others, unless set otherwise.
+    pub decay_factor: f32,
+}
+
+/// The parameters of a model, as its layers declare them.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters {
+    infos: Vec<ParameterInfo>,
+    len: usize,
+}
+
+impl Parameters {
+    /// None yet.
+    pub fn new() -> Self {
+        Parameters::default()
+    }
+
+    /// Declares a parameter.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn declare(
+        &mut self,
+        name: impl Into<String>,
+        shape: impl Into<Shape>,
+        role: Role,
+        initial: Initial,
+    ) -> Result<Parameter> {
+        let (name, shape) = (name.into(), shape.into());
+        if self.infos.iter().any(|info| info.name == name) {
+            return Err(Error::config(name, "two parameters have this name"));
+        }
+        let decay_factor = if role == Role::Weight { 1.0 } else { 0.0 };
+        let offset = self.len;
+        self.len = (offset + shape.elements()).next_multiple_of(ALIGNMENT);
+        let rate_factor = 1.0;
+        let info =
+            ParameterInfo { name, shape, offset, role, initial, rate_factor, decay_factor };
+        self.infos.push(info);
+        Ok(Parameter(self.infos.len() - 1))
+    }
+
+    /// All parameters in the order of declaration.
+    pub fn infos(&self) -> &[ParameterInfo] {
+        &self.infos
+    }
+
+    /// A parameter's entry, to set its factors of learning rate and decay.
+    pub fn info_mut(&mut self, parameter: Parameter) -> &mut ParameterInfo {
+        &mut self.infos[parameter.0]
+    }
+
+    /// Number of trainable values.
+    pub fn count(&self) -> usize {
+        self.infos.iter().map(|info| info.shape.elements()).sum()
+    }
+
+    /// Elements of the flat region: the values and the gaps that align them.
+    pub fn flat_len(&self) -> usize {
+        self.len
+    }
+
+    /// Starting values of the flat region. Each parameter has a stream of random numbers of its own,
+    /// named by its place, so that a layer's start does not depend on the sizes of others.
+    pub fn initial_values(&self, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; self.len];
+        for (number, info) in self.infos.iter().enumerate() {
+            let [fan_in, fan_out] = match *info.shape.extents() {
+                [inputs, outputs] => [inputs, outputs],
+                _ => [info.shape.columns(), info.shape.columns()],
+            };
+            let place = info.offset..info.offset + info.shape.elements();
+            let mut random = Random::new(seed, number as u64);
+            info.initial.fill(&mut values[place], fan_in, fan_out, &mut random);
+        }
+        values
+    }
+
+    /// Allocates weights and gradients in `store` and fills the weights with starting values.
+    ///
+    /// # Errors
+    /// None today; a device may run out of memory.
+    pub fn bind(self, store: &mut Store, seed: u64) -> Result<Bound> {
+        let weights = store.upload("weights", &self.initial_values(seed));
+        let gradients = store.allocate("gradients", DType::F32, self.len);
+        let counter = store.control_mut().u64_slot("random counter", 0);
+        Ok(Bound { parameters: self, weights, gradients, seed, counter })
+    }
+}
+
+/// Parameters with their memory.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    parameters: Parameters,
+    weights: Region,
+    gradients: Region,
+    seed: u64,
+    counter: U64Slot,
+}
+
+impl Bound {
+    /// All parameters in the order of declaration.
+    pub fn infos(&self) -> &[ParameterInfo] {
+        &self.parameters.infos
+    }
+
+    /// The declarations.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The flat region of the weights.
+    pub fn weights(&self) -> Region {
+        self.weights
+    }
+
+    /// The flat region of the gradients, laid out as the weights.
+    pub fn gradients(&self) -> Region {
+        self.gradients
+    }
+
+    /// Seed and counter slot of random masks.
+    pub fn randomness(&self) -> (u64, U64Slot) {
+        (self.seed, self.counter)
+    }
+
+    /// Values of a parameter, row-major.
+    ///
+    /// # Errors
+    /// The store is not the one that the parameters were bound to.
+    pub fn read(&self, store: &Store, parameter: Parameter) -> Result<Vec<f32>> {
+        let info = &self.infos()[parameter.0];
+        let mut values = vec![0.0; info.shape.elements()];
+        store.read(self.weights, info.offset, &mut values)?;
+        Ok(values)
+    }
+}
