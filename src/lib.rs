@@ -2,5 +2,6 @@
 
 pub mod device;
 pub mod error;
+pub mod gemm;
 
 pub use error::{Error, Result};
