@@ -1,7 +1,7 @@
 //! Into which chunks a product falls. Pure arithmetic on the shape: no thread counts, no cache sizes, so that chunks and sums are the same
 //! on every machine of an instruction set.
 
-use super::Spec;
+use super::{PackedLayout, Spec};
 
 /// Half-open range of rows, columns or inner indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,33 @@ impl Grid {
     pub fn reduce_rows(&self, chunk: usize, m: usize) -> Range {
         assert!(chunk < self.reduce_chunks, "reduce chunk {chunk} of {}", self.reduce_chunks);
         Range { start: chunk * m / self.reduce_chunks, end: (chunk + 1) * m / self.reduce_chunks }
+    }
+}
+
+/// A chunk of phase 1 packs about this many elements, 10 microseconds of one thread.
+const PACK_ELEMENTS: usize = 1 << 15;
+
+/// Into how many chunks the packing of one operand falls.
+pub(super) fn pack_chunks(layout: &PackedLayout) -> usize {
+    let wanted = (layout.len() / PACK_ELEMENTS).clamp(1, CHUNKS as usize);
+    if wanted <= layout.panels() {
+        wanted
+    } else {
+        layout.panels() * wanted.div_ceil(layout.panels())
+    }
+}
+
+/// The panels and the depth of chunk `chunk` of `chunks`: some whole panels, or a part of one.
+pub(super) fn pack_part(layout: &PackedLayout, chunk: usize, chunks: usize) -> (Range, Range) {
+    let panels = layout.panels();
+    if chunks <= panels {
+        let panels = Range { start: chunk * panels / chunks, end: (chunk + 1) * panels / chunks };
+        (panels, Range { start: 0, end: layout.depth })
+    } else {
+        let parts = chunks / panels;
+        let (panel, part) = (chunk / parts, chunk % parts);
+        let step = layout.depth.div_ceil(parts);
+        (Range { start: panel, end: panel + 1 }, Range::piece(part, step, layout.depth))
     }
 }
 

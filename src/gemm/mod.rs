@@ -13,13 +13,21 @@
 //! Method: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008; the loops are in `driver.rs`.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod blocking;
+mod driver;
 mod portable;
+#[cfg(test)]
+mod probe;
 #[cfg(test)]
 mod tests;
 
 use crate::device::cpu::Isa;
 use blocking::{Grid, Range};
+use driver::{Kernel, Panels};
 
 /// How an operand is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -192,6 +200,29 @@ unsafe impl Sync for Operands {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Engine {
     MatrixMultiply,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Evaluates an expression with `K` bound to the kernel of an engine, or another one for the engine that has none.
+macro_rules! with_kernel {
+    ($engine:expr, $K:ident => $body:expr, else $other:expr) => {
+        match $engine {
+            Engine::MatrixMultiply => $other,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2 => {
+                type $K = avx2::Avx2;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512 => {
+                type $K = avx512::Avx512;
+                $body
+            }
+        }
+    };
 }
 
 /// How one product is computed on one instruction set: what is packed, which chunks there are.
@@ -201,7 +232,10 @@ pub struct Plan {
     engine: Engine,
     packed_a: bool,
     packed_b: bool,
+    panels: Panels,
     grid: Grid,
+    /// Chunks that pack A, and B; none when the one tile packs for itself.
+    pack_chunks: [usize; 2],
 }
 
 impl Plan {
@@ -225,9 +259,28 @@ impl Plan {
 
     fn with_most_tiles(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool, most: usize) -> Plan {
         assert!(isa.is_available(), "this machine lacks {isa}");
-        let engine = Engine::MatrixMultiply;
-        let grid = Grid::new(&spec, portable::UNIT, most);
-        Plan { spec, engine, packed_a, packed_b, grid }
+        let engine = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Engine::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Engine::Avx512,
+            _ => Engine::MatrixMultiply,
+        };
+        let (panels, unit) = with_kernel!(engine, K => {
+            let panels = Panels::new::<K>(&spec, packed_a, packed_b);
+            (panels, panels.unit::<K>())
+        }, else (portable::panels(&spec), portable::UNIT));
+        let grid = Grid::new(&spec, unit, most);
+        let mut plan = Plan { spec, engine, packed_a, packed_b, panels, grid, pack_chunks: [0, 0] };
+        if plan.tiles() > 1 {
+            let chunks = |packs, layout: PackedLayout| match packs {
+                true => blocking::pack_chunks(&layout),
+                false => 0,
+            };
+            plan.pack_chunks =
+                [chunks(panels.pack_a, plan.packed_a()), chunks(panels.pack_b, plan.packed_b())];
+        }
+        plan
     }
 
     /// The product.
@@ -237,26 +290,35 @@ impl Plan {
 
     /// Name of the code that computes, as printed in benchmarks.
     pub fn engine(&self) -> &'static str {
-        match self.engine {
-            Engine::MatrixMultiply => "matrixmultiply",
-        }
+        with_kernel!(self.engine, K => K::NAME, else "matrixmultiply")
     }
 
     /// Layout of an A that arrives packed.
     pub fn packed_a(&self) -> PackedLayout {
         let Spec { m, k, .. } = self.spec;
-        PackedLayout { width: m.max(1), count: m, depth: k }
+        PackedLayout { width: self.panels.rows, count: m, depth: k }
     }
 
     /// Layout of a B that arrives packed.
     pub fn packed_b(&self) -> PackedLayout {
         let Spec { n, k, .. } = self.spec;
-        PackedLayout { width: n.max(1), count: n, depth: k }
+        PackedLayout { width: self.panels.cols, count: n, depth: k }
     }
 
     /// f32 elements of scratch that the chunks share: packed operands and, when K is split, partial sums.
     pub fn scratch_len(&self) -> usize {
-        self.partial_len()
+        self.partial_at() + self.partial_len()
+    }
+
+    /// Where B, packed by the plan, starts in scratch; A starts at 0.
+    fn packed_b_at(&self) -> usize {
+        if self.panels.pack_a { self.packed_a().len().next_multiple_of(ALIGNMENT) } else { 0 }
+    }
+
+    /// Where the partial sums start in scratch.
+    fn partial_at(&self) -> usize {
+        let b = if self.panels.pack_b { self.packed_b().len() } else { 0 };
+        self.packed_b_at() + b.next_multiple_of(ALIGNMENT)
     }
 
     /// Elements of all partial sums: parts x m x n when K is split.
@@ -266,7 +328,7 @@ impl Plan {
 
     /// Chunks of phase 1; 0 when nothing is packed ahead.
     pub fn pack_chunks(&self) -> usize {
-        0
+        self.pack_chunks.iter().sum()
     }
 
     /// Chunks of phase 2; 0 when C has no elements.
@@ -290,8 +352,46 @@ impl Plan {
     ///
     /// # Panics
     /// When `chunk` is not below [`Plan::pack_chunks`].
-    pub unsafe fn pack(&self, chunk: usize, _operands: &Operands) {
-        assert!(chunk < self.pack_chunks(), "pack chunk {chunk} of {}", self.pack_chunks());
+    pub unsafe fn pack(&self, chunk: usize, operands: &Operands) {
+        let [of_a, of_b] = self.pack_chunks;
+        assert!(chunk < of_a + of_b, "pack chunk {chunk} of {}", of_a + of_b);
+        // SAFETY: the caller's contract.
+        unsafe {
+            if chunk < of_a {
+                self.pack_a(chunk, of_a, operands);
+            } else {
+                self.pack_b(chunk - of_a, of_b, operands);
+            }
+        }
+    }
+
+    /// Packs one of `chunks` parts of A.
+    ///
+    /// # Safety
+    /// As for [`Plan::pack`].
+    unsafe fn pack_a(&self, chunk: usize, chunks: usize, operands: &Operands) {
+        let layout = self.packed_a();
+        let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
+        let stored = (operands.a, operands.lda, self.spec.a == Transpose::No);
+        // SAFETY: the part lies inside the layout, whose place in scratch is the start (`packed_b_at`).
+        with_kernel!(self.engine, K => unsafe {
+            driver::pack::<K>(layout, panels, depth, stored, operands.scratch);
+        }, else ());
+    }
+
+    /// Packs one of `chunks` parts of B.
+    ///
+    /// # Safety
+    /// As for [`Plan::pack`].
+    unsafe fn pack_b(&self, chunk: usize, chunks: usize, operands: &Operands) {
+        let layout = self.packed_b();
+        let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
+        let stored = (operands.b, operands.ldb, self.spec.b == Transpose::Yes);
+        // SAFETY: the part lies inside the layout, whose place in scratch is `packed_b_at`.
+        with_kernel!(self.engine, K => unsafe {
+            let packed = operands.scratch.add(self.packed_b_at());
+            driver::pack::<K>(layout, panels, depth, stored, packed);
+        }, else ());
     }
 
     /// Phase 2: computes block `chunk` of C and applies the epilogue to it; when K is split, one block of a partial sum without the epilogue.
@@ -306,22 +406,25 @@ impl Plan {
         let (target, accumulate, epilogue) = if self.grid.parts > 1 {
             let Spec { m, n, .. } = self.spec;
             // SAFETY: scratch holds the partial sums of all parts (`scratch_len`).
-            let c = unsafe {
-                operands.scratch.add(self.scratch_len() - self.partial_len() + tile.part * m * n)
-            };
+            let c = unsafe { operands.scratch.add(self.partial_at() + tile.part * m * n) };
             (Operands { c, ldc: n, ..*operands }, false, None)
         } else {
             (*operands, self.spec.accumulate, epilogue)
         };
-        // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`).
-        unsafe {
-            match self.engine {
-                Engine::MatrixMultiply => {
-                    portable::tile(self, &target, &tile.rows, &tile.cols, &tile.depth, accumulate);
-                    self.finish(&target, &tile.rows, &tile.cols, epilogue);
-                }
+        // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`). What is packed and was not in phase 1 is packed
+        // here, and then this is the only tile.
+        with_kernel!(self.engine, K => unsafe {
+            if self.panels.pack_a && self.pack_chunks[0] == 0 {
+                self.pack_a(0, 1, operands);
             }
-        }
+            if self.panels.pack_b && self.pack_chunks[1] == 0 {
+                self.pack_b(0, 1, operands);
+            }
+            driver::tile::<K>(self, &target, (tile.rows, tile.cols, tile.depth), accumulate, epilogue);
+        }, else unsafe {
+            portable::tile(self, &target, &tile.rows, &tile.cols, &tile.depth, accumulate);
+            self.finish(&target, &tile.rows, &tile.cols, epilogue);
+        });
     }
 
     /// Phase 3: sums the partial products of some rows of C in order, and applies the epilogue to them.
@@ -336,7 +439,7 @@ impl Plan {
         let rows = self.grid.reduce_rows(chunk, m);
         // SAFETY: scratch ends with parts x m x n partial sums (`scratch_len`), C has m rows of n elements (contract).
         unsafe {
-            let partial = operands.scratch.add(self.scratch_len() - self.partial_len());
+            let partial = operands.scratch.add(self.partial_at());
             for i in rows.start..rows.end {
                 let c = std::slice::from_raw_parts_mut(operands.c.add(i * operands.ldc), n);
                 for part in 0..self.grid.parts {
