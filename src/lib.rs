@@ -1,8 +1,12 @@
 //! Short training runs: a tape autodiff over hand-optimized kernels.
 
+pub mod data;
 pub mod device;
 pub mod error;
+pub mod gemm;
+pub mod nn;
 pub mod ops;
+pub mod random;
 pub mod tape;
 pub mod tensor;
 
