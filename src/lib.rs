@@ -1,5 +1,6 @@
 //! Short training runs: a tape autodiff over hand-optimized kernels.
 
+pub mod data;
 pub mod device;
 pub mod error;
 
