@@ -130,6 +130,19 @@ fn idx_in_every_spelling() {
     }
 }
 
+/// The compressed copy beside a plain file is not looked at.
+#[test]
+fn idx_beside_its_compressed_copy() {
+    for prefix in ["", "emnist-letters-"] {
+        let folder = Folder::new();
+        for (name, bytes) in NAMES.iter().zip(small()) {
+            folder.put(&format!("{prefix}{name}"), bytes);
+            folder.put(&format!("{prefix}{name}.gz"), "damaged");
+        }
+        check_small(&idx::load(&folder.0).unwrap());
+    }
+}
+
 /// A `.gz` that is unpacked already, and a gzip file of two members, as parallel compressors write.
 #[test]
 fn idx_goes_by_content() {
@@ -240,8 +253,8 @@ fn idx_content_problems() {
     check(1, ".gz", &flipped, "byte ");
 }
 
-/// A header that promises what the file does not hold is not believed: 16 TiB would not be granted, or would be
-/// granted and end the process later.
+/// A header that promises what the file does not hold is not believed: 16 TiB would not be granted,
+/// or would be granted and end the process later.
 #[test]
 fn idx_header_is_not_believed() {
     let huge = idx_bytes(&[1 << 30, 128, 128], &[1, 2, 3]);
@@ -343,7 +356,8 @@ proptest! {
     }
 }
 
-/// Cut or flipped anywhere, a gzipped file is refused or read as it was: never a panic, never other values.
+/// Cut or flipped anywhere, a gzipped file is refused or read as it was: never a panic, never other
+/// values.
 #[test]
 fn idx_damaged_gzip() {
     let folder = Folder::new();

@@ -1,8 +1,8 @@
 //! Comma-separated numbers: one row a line, a column of labels, the rest features.
 //!
-//! RFC 4180 as far as numbers need it: fields may be quoted, a quoted field ends on its line. The separator is the first
-//! of `,` `;` and tab that the first line holds. Spaces around fields, blank lines, CRLF and a byte-order mark are
-//! passed over. Files may be gzipped.
+//! RFC 4180 as far as numbers need it: fields may be quoted, a quoted field ends on its line. The
+//! separator is the first of `,` `;` and tab that the first line holds. Spaces around fields, blank
+//! lines, CRLF and a byte-order mark are passed over. Files may be gzipped.
 
 mod lines;
 
@@ -18,10 +18,12 @@ use lines::{Classes, Fields, Layout, is_number, trim};
 
 /// Which column holds the labels.
 ///
-/// Labels are integers from 0; or text, all of them, and then the distinct texts in sorted order are the classes.
+/// Labels are integers from 0; or text, all of them, and then the distinct texts in sorted order
+/// are the classes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Label {
-    /// The column that the header calls `label`, `class` or `target` (in any case), and without one the last.
+    /// The column that the header calls `label`, `class` or `target` (in any case), and without one
+    /// the last.
     #[default]
     Auto,
     /// The column of this name in the header, which the file then must have.
@@ -30,7 +32,8 @@ pub enum Label {
     Index(i64),
 }
 
-/// An integer is an [`Label::Index`], the empty string is [`Label::Auto`], all else is a [`Label::Name`].
+/// An integer is an [`Label::Index`], the empty string is [`Label::Auto`], all else is a
+/// [`Label::Name`].
 impl FromStr for Label {
     type Err = Infallible;
 
@@ -45,24 +48,27 @@ impl FromStr for Label {
 
 /// Loads a file; its values become floats, rows have the shape `[features]`.
 ///
-/// The first line is a header when [`Label::Name`] asks for one or when none of its fields is a number. The number of
-/// classes is 1 + the largest label, or the number of distinct texts.
+/// The first line is a header when [`Label::Name`] asks for one or when none of its fields is a
+/// number. The number of classes is 1 + the largest label, or the number of distinct texts.
 ///
 /// # Errors
-/// [`Error::Data`] naming the file, the line, the column and what was found there: a field that is empty, no number, NaN
-/// or too large for 32 bits; a label that is negative or no integer, or text among integers; a line with more or fewer
-/// fields than the first; a column without a name in the header (an index that another program wrote would be taken
-/// for a feature); a label column that is not there or that names a single class; no rows.
-/// [`Error::Io`] when the operating system refuses.
+/// [`Error::Data`] naming the file, the line, the column and what was found there: a field that is
+/// empty, no number, NaN or too large for 32 bits; a label that is negative or no integer, or text
+/// among integers; a line with more or fewer fields than the first; a column without a name in the
+/// header (an index that another program wrote would be taken for a feature); a label column that
+/// is not there or that names a single class; no rows. [`Error::Io`] when the operating system
+/// refuses.
 pub fn load(path: impl AsRef<Path>, label: &Label) -> Result<Dataset> {
     let path = path.as_ref();
     Ok(parse(&read(path)?, path, label)?.with_name(name_of(path)))
 }
 
-/// Loads a file to train on and a file to test on, which have the same columns. Classes are those of the first.
+/// Loads a file to train on and a file to test on, which have the same columns. Classes are those
+/// of the first.
 ///
 /// # Errors
-/// As [`load`], and [`Error::Data`] for other columns than in `train` or a label that `train` does not allow.
+/// As [`load`], and [`Error::Data`] for other columns than in `train` or a label that `train` does
+/// not allow.
 pub fn load_pair(train: impl AsRef<Path>, test: impl AsRef<Path>, label: &Label) -> Result<Split> {
     let (train, test) = (train.as_ref(), test.as_ref());
     let name = name_of(train);
@@ -194,7 +200,8 @@ fn table(
     Ok((Table { header: names, columns, label, classes: rows.classes }, set))
 }
 
-/// The first line from `start` on that is not blank: its number relative to `start`'s, its start, its end.
+/// The first line from `start` on that is not blank: its number relative to `start`'s, its start,
+/// its end.
 fn first_line(bytes: &[u8], start: usize) -> Option<(usize, usize, usize)> {
     let mut at = start;
     for (number, line) in bytes[start..].split(|&b| b == b'\n').enumerate() {
@@ -206,7 +213,8 @@ fn first_line(bytes: &[u8], start: usize) -> Option<(usize, usize, usize)> {
     None
 }
 
-/// Whether the label in a row of data is text; a field that cannot be read is reported with its line later.
+/// Whether the label in a row of data is text; a field that cannot be read is reported with its
+/// line later.
 fn label_is_text(line: &[u8], separator: u8, label: usize) -> bool {
     match Fields::new(line, separator).nth(label) {
         Some(Ok(field)) => !field.is_empty() && !is_number(&field),
@@ -290,7 +298,8 @@ mod tests {
             ("a,Label,b\n1,0,2\n3,2,4\n", ""),
             ("1,0,2\n3,2,4\n", "1"),
             ("0,1,2\n2,3,4\n", "-3"),
-            // Numbers as names, as some programs write them, are a header only when the label is named.
+            // Numbers as names, as some programs write them, are a header only when the label is
+            // named.
             ("0,1,y\n1,2,0\n3,4,2\n", "y"),
             ("\u{feff}a;b;c\r\n\r\n 1 ; 2;0\r\n\r\n3;\"4\"; 2.0\r\n\r\n", ""),
             ("\"a,\"\"x\"\"\",b,c\n1,2,0\n3,4,2\n", "c"),

@@ -33,8 +33,8 @@ impl Values {
     }
 }
 
-/// Rows of values, each with a label. Every value is finite and every label is below [`Self::classes`]: both are
-/// checked where a `Dataset` is made.
+/// Rows of values, each with a label. Every value is finite and every label is below
+/// [`Self::classes`]: both are checked where a `Dataset` is made.
 #[derive(Clone, PartialEq)]
 pub struct Dataset {
     values: Values,
@@ -46,7 +46,8 @@ pub struct Dataset {
     name: String,
 }
 
-/// What is trained on and what is only tested on. Both have the same row shape and the same classes.
+/// What is trained on and what is only tested on. Both have the same row shape and the same
+/// classes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Split {
     /// Rows to train on.
@@ -64,9 +65,9 @@ impl Dataset {
     /// `values` is row-major `[labels.len(), features]`, one label per row in `0..classes`.
     ///
     /// # Errors
-    /// [`Error::Data`] when there are no rows, features or classes, when `values` is not `labels.len() * features`
-    /// long, when a value is NaN or infinite (naming row and column), when a label is out of range (naming the
-    /// row). Rows and columns are counted from 0.
+    /// [`Error::Data`] when there are no rows, features or classes, when `values` is not
+    /// `labels.len() * features` long, when a value is NaN or infinite (naming row and column),
+    /// when a label is out of range (naming the row). Rows and columns are counted from 0.
     pub fn from_arrays(
         values: Vec<f32>,
         features: usize,
@@ -272,8 +273,8 @@ impl Dataset {
 
     /// Sets aside `ceil(rows * test_fraction)` rows for testing, drawn at random within each class.
     ///
-    /// Every class gives its share of the test rows to within one row. Both parts keep the order of the data. The
-    /// same data, fraction and seed give the same split on every machine.
+    /// Every class gives its share of the test rows to within one row. Both parts keep the order of
+    /// the data. The same data, fraction and seed give the same split on every machine.
     ///
     /// # Errors
     /// [`Error::Data`] when the fraction is not between 0 and 1, or would leave no row to train on.
@@ -291,8 +292,8 @@ impl Dataset {
         let mut shuffled: Vec<u32> = (0..rows as u32).collect();
         Random::new(Purpose::Split, seed, 0).shuffle(&mut shuffled);
         shuffled.sort_by_key(|&row| self.labels[row as usize]);
-        // Evenly spaced picks along the rows grouped by class: `wanted` of them in all, and of each class its
-        // share to within one.
+        // Evenly spaced picks along the rows grouped by class: `wanted` of them in all, and of each
+        // class its share to within one.
         let (mut train, mut test) = (Vec::with_capacity(rows - wanted), Vec::with_capacity(wanted));
         for (i, &row) in shuffled.iter().enumerate() {
             let before = i as u128 * wanted as u128 / rows as u128;
@@ -333,7 +334,8 @@ impl fmt::Debug for Values {
 fn first_not_finite(values: &[f32]) -> Option<usize> {
     const BLOCK: usize = 1 << 16;
     values.par_chunks(BLOCK).enumerate().find_map_first(|(block, chunk)| {
-        // The plain `all` without early exit vectorises; the position is looked for only when there is one.
+        // The plain `all` without early exit vectorises; the position is looked for only when there
+        // is one.
         let finite = chunk.iter().fold(true, |ok, x| ok & x.is_finite());
         if finite {
             return None;
@@ -342,7 +344,8 @@ fn first_not_finite(values: &[f32]) -> Option<usize> {
     })
 }
 
-/// Puts a file's name in the place of [`UNNAMED`] in an error of [`Dataset::from_arrays`] and its kin.
+/// Puts a file's name in the place of [`UNNAMED`] in an error of [`Dataset::from_arrays`] and its
+/// kin.
 pub(super) fn in_file(error: Error, path: &Path) -> Error {
     match error {
         Error::Data { place, problem, .. } => Error::Data { file: path.to_owned(), place, problem },

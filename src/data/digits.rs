@@ -1,8 +1,8 @@
 //! The embedded digits: real data that needs no download.
 //!
-//! The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998, UCI Machine Learning
-//! Repository, <https://doi.org/10.24432/C50P49>, CC BY 4.0): 1797 images of 8 x 8 grey values 0..=16, and
-//! a label 0..=9. `digits/ATTRIBUTION.md` stands beside the file.
+//! The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998, UCI
+//! Machine Learning Repository, <https://doi.org/10.24432/C50P49>, CC BY 4.0): 1797 images of 8 x 8
+//! grey values 0..=16, and a label 0..=9. `digits/ATTRIBUTION.md` stands beside the file.
 
 use std::io::Read;
 use std::path::Path;
@@ -23,8 +23,8 @@ const SPLIT_SEED: u64 = 1998;
 
 /// The digits, 1437 rows to train on and 360 to test on.
 ///
-/// Rows have the shape `[8, 8]`, values are bytes `0..=16`, classes are 0..=9. The split is fixed: one fifth
-/// (rounded up) of the rows, drawn at random within each class by a seed of its own.
+/// Rows have the shape `[8, 8]`, values are bytes `0..=16`, classes are 0..=9. The split is fixed:
+/// one fifth (rounded up) of the rows, drawn at random within each class by a seed of its own.
 ///
 /// # Errors
 /// [`Error::Data`] when the embedded file is damaged.

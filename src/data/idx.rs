@@ -1,7 +1,8 @@
 //! IDX, the format of MNIST and its look-alikes (Fashion-MNIST, KMNIST, EMNIST ...).
 //!
-//! A file is a big-endian header and then bytes: magic `0x00000803` for images (count, height, width follow, 32 bits
-//! each) and `0x00000801` for labels (count follows), as described at <http://yann.lecun.com/exdb/mnist/>. Files may be gzipped.
+//! A file is a big-endian header and then bytes: magic `0x00000803` for images (count, height,
+//! width follow, 32 bits each) and `0x00000801` for labels (count follows), as described at
+//! <http://yann.lecun.com/exdb/mnist/>. Files may be gzipped.
 
 use std::path::{Path, PathBuf};
 
@@ -20,17 +21,18 @@ struct Files {
 /// Loads the training and test images in the folder `dir`.
 ///
 /// Looks for `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-/// `t10k-labels-idx1-ubyte` (or `test-` for `t10k-`), each also spelt with `.idx` for `-idx`, each also with `.gz`;
-/// the plain file is taken when both are there. A prefix that ends in `-` or `_` is allowed where it leaves no doubt.
+/// `t10k-labels-idx1-ubyte` (or `test-` for `t10k-`), each also spelt with `.idx` for `-idx`, each
+/// also with `.gz`; the plain file is taken when both are there. A prefix that ends in `-` or `_`
+/// is allowed where it leaves no doubt.
 ///
-/// The number of classes is 1 + the largest training label: images carry any labels, and EMNIST's letters start at 1.
-/// Rows have the shape `[height, width]`, values are bytes.
+/// The number of classes is 1 + the largest training label: images carry any labels, and EMNIST's
+/// letters start at 1. Rows have the shape `[height, width]`, values are bytes.
 ///
 /// # Errors
-/// [`Error::Data`] naming the file, the byte and what was found there: a missing folder or file, a wrong magic number, a
-/// file that is shorter or longer than its header promises, a corrupt gzip stream, as many labels as there are not
-/// images, test images of another size, a test label that no training row has room for. [`Error::Io`] when the
-/// operating system refuses.
+/// [`Error::Data`] naming the file, the byte and what was found there: a missing folder or file, a
+/// wrong magic number, a file that is shorter or longer than its header promises, a corrupt gzip
+/// stream, as many labels as there are not images, test images of another size, a test label that
+/// no training row has room for. [`Error::Io`] when the operating system refuses.
 pub fn load(dir: impl AsRef<Path>) -> Result<Split> {
     let dir = dir.as_ref();
     let files = files(dir)?;

@@ -26,7 +26,8 @@ impl Read for Stream {
 
 /// An open file, decompressed on the way when its first two bytes are gzip's.
 ///
-/// The bytes decide, not the name: files named `.gz` are often already unpacked by what fetched them.
+/// The bytes decide, not the name: files named `.gz` are often already unpacked by what fetched
+/// them.
 pub(super) struct Input {
     path: PathBuf,
     stream: Stream,
@@ -54,11 +55,12 @@ impl Input {
         Ok(Input { path: path.to_owned(), stream, file_len, at: 0 })
     }
 
-    /// The next `n` bytes of content, fewer only at its end. Memory grows with what is there, not with `n`.
+    /// The next `n` bytes of content, fewer only at its end. Memory grows with what is there, not
+    /// with `n`.
     ///
     /// # Errors
-    /// [`Error::Data`] for a truncated or corrupt gzip stream (also when its checksum, reached with the end,
-    /// does not match); [`Error::Io`] when the operating system refuses.
+    /// [`Error::Data`] for a truncated or corrupt gzip stream (also when its checksum, reached with
+    /// the end, does not match); [`Error::Io`] when the operating system refuses.
     pub(super) fn read_up_to(&mut self, n: u64) -> Result<Vec<u8>> {
         let room = match self.stream {
             Stream::Raw(_) => self.file_len.saturating_sub(self.at),
@@ -104,11 +106,13 @@ impl Input {
     }
 }
 
-/// The file in `dir` with one of `names`, which are tried in their order; failing those, the one file whose name is
-/// something, then `-` or `_`, then one of `names` (`emnist-letters-train-images-idx3-ubyte.gz`).
+/// The file in `dir` with one of `names`, which are tried in their order; failing those, the one
+/// file whose name is something, then `-` or `_`, then one of `names`
+/// (`emnist-letters-train-images-idx3-ubyte.gz`).
 ///
 /// # Errors
-/// [`Error::Data`] when several files are such, as any choice would be a guess; [`Error::Io`] when the folder cannot be read.
+/// [`Error::Data`] when several files are such, as any choice would be a guess; [`Error::Io`] when
+/// the folder cannot be read.
 pub(super) fn find(dir: &Path, names: &[String]) -> Result<Option<PathBuf>> {
     if let Some(path) = names.iter().map(|n| dir.join(n)).find(|p| p.is_file()) {
         return Ok(Some(path));
@@ -126,6 +130,8 @@ pub(super) fn find(dir: &Path, names: &[String]) -> Result<Option<PathBuf>> {
         }
     }
     found.sort_unstable();
+    // A file beside its own compressed copy is one file; sorting puts the copy right after it.
+    found.dedup_by(|copy, plain| copy.strip_suffix(".gz") == Some(plain.as_str()));
     match found.as_slice() {
         [] => Ok(None),
         [one] => Ok(Some(dir.join(one))),

@@ -11,15 +11,16 @@ pub enum NormalisationKind {
     None,
     /// Each feature by itself: for tables, whose columns have units of their own.
     PerFeature,
-    /// One mean and one standard deviation over all values: for images, where a pixel's scale has a meaning
-    /// relative to its neighbours.
+    /// One mean and one standard deviation over all values: for images, where a pixel's scale has a
+    /// meaning relative to its neighbours.
     Global,
 }
 
-/// `x * scale + shift` for each feature. Taken from the training rows and used for training and testing alike.
+/// `x * scale + shift` for each feature. Taken from the training rows and used for training and
+/// testing alike.
 ///
-/// Kept as floats of 32 bits, which is how devices apply it. A feature that varies by less than about 1e-7 of its mean
-/// loses that variation to rounding.
+/// Kept as floats of 32 bits, which is how devices apply it. A feature that varies by less than
+/// about 1e-7 of its mean loses that variation to rounding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Normalisation {
     /// Factor of each feature, `[features]`.
@@ -28,25 +29,28 @@ pub struct Normalisation {
     pub shift: Vec<f32>,
 }
 
-/// Rows summed as one block. Block sums are added in the order of the blocks, so that the result does not depend on
-/// how many threads worked on them.
+/// Rows summed as one block. Block sums are added in the order of the blocks, so that the result
+/// does not depend on how many threads worked on them.
 const BLOCK_ROWS: usize = 1024;
 
 impl Normalisation {
     /// The normalisation of `kind` by the rows of `train`.
     ///
-    /// Mean and (population) standard deviation are accumulated in 64 bits in two passes. A constant feature gets
-    /// scale 0 and shift 0, so it becomes 0 everywhere, test rows included; so does one whose standard
-    /// deviation is below 3e-39, whose inverse is no 32-bit float. The bits do not depend on the number of threads.
+    /// Mean and (population) standard deviation are accumulated in 64 bits. A constant feature gets
+    /// scale 0 and shift 0, so it becomes 0 everywhere, test rows included; so does one whose
+    /// standard deviation is below 3e-39, whose inverse is no 32-bit float. The bits do not depend
+    /// on the number of threads.
     pub fn new(kind: NormalisationKind, train: &Dataset) -> Self {
         let features = train.features();
-        match (kind, train.values()) {
+        let moments = match (kind, train.values()) {
             (NormalisationKind::None, _) => {
-                Normalisation { scale: vec![1.0; features], shift: vec![0.0; features] }
+                return Normalisation { scale: vec![1.0; features], shift: vec![0.0; features] };
             }
-            (_, Values::U8(v)) => of_values(kind, v, features),
-            (_, Values::F32(v)) => of_values(kind, v, features),
-        }
+            (_, Values::U8(v)) => Moments::of_bytes(kind, v, features),
+            (_, Values::F32(v)) => Moments::of_floats(kind, v, features),
+        };
+        let (scale, shift) = moments.0.into_iter().map(scale_and_shift).unzip();
+        Normalisation { scale, shift }
     }
 
     /// Normalises `values` in place, `[rows, features]`: the plain form of what devices do.
@@ -63,76 +67,109 @@ impl Normalisation {
     }
 }
 
-fn of_values<T: Copy + Into<f64> + Sync>(
-    kind: NormalisationKind,
-    values: &[T],
-    features: usize,
-) -> Normalisation {
-    let rows = (values.len() / features) as f64;
-    let mut mean = sums(values, features, |x, _| x);
-    match kind {
-        NormalisationKind::Global => {
-            let all = mean.iter().sum::<f64>() / (rows * features as f64);
-            mean.fill(all);
-        }
-        _ => mean.iter_mut().for_each(|m| *m /= rows),
-    }
-    let mut variance = sums(values, features, |x, j| (x - mean[j]) * (x - mean[j]));
-    match kind {
-        NormalisationKind::Global => {
-            let all = variance.iter().sum::<f64>() / (rows * features as f64);
-            variance.fill(all);
-        }
-        _ => variance.iter_mut().for_each(|v| *v /= rows),
-    }
-    // A constant 0.1 has a mean that is off by rounding, and a variance that is not quite zero: ask the values.
-    let first = &values[..features];
-    let varies: Vec<bool> = match kind {
-        NormalisationKind::Global => {
-            let first: f64 = first[0].into();
-            vec![values.par_iter().any(|&x| x.into() != first); features]
-        }
-        _ => sums(values, features, |x, j| f64::from(u8::from(x != first[j].into())))
-            .into_iter()
-            .map(|differing| differing > 0.0)
-            .collect(),
-    };
-    let (scale, shift) = mean
-        .iter()
-        .zip(&variance)
-        .zip(varies)
-        .map(|((mean, variance), varies)| {
-            let inverse = 1.0 / variance.sqrt();
-            let (scale, shift) = (inverse as f32, (-mean * inverse) as f32);
-            match varies && scale.is_finite() && shift.is_finite() {
-                true => (scale, shift),
-                false => (0.0, 0.0),
-            }
-        })
-        .unzip();
-    Normalisation { scale, shift }
-}
+/// Mean and variance of each feature (of all values, once for each feature); no variance where all
+/// are equal.
+struct Moments(Vec<(f64, Option<f64>)>);
 
-/// For each feature, the sum of `term(x, feature)` over all rows.
-fn sums<T: Copy + Into<f64> + Sync>(
-    values: &[T],
-    features: usize,
-    term: impl Fn(f64, usize) -> f64 + Sync,
-) -> Vec<f64> {
-    let blocks: Vec<Vec<f64>> = values
-        .par_chunks(BLOCK_ROWS * features)
-        .map(|block| {
-            let mut sum = vec![0.0; features];
+impl Moments {
+    /// Bytes are summed as integers, without rounding.
+    fn of_bytes(kind: NormalisationKind, values: &[u8], features: usize) -> Self {
+        let blocks = values.par_chunks(BLOCK_ROWS * features).map(|block| {
+            let (mut sum, mut square) = (vec![0u32; features], vec![0u32; features]);
+            // 1024 rows of 255 squared fit 32 bits.
             for row in block.chunks_exact(features) {
-                for (j, (s, &x)) in sum.iter_mut().zip(row).enumerate() {
-                    *s += term(x.into(), j);
+                for ((sum, square), &x) in sum.iter_mut().zip(&mut square).zip(row) {
+                    let x = u32::from(x);
+                    *sum += x;
+                    *square += x * x;
                 }
             }
-            sum
+            (sum, square)
+        });
+        let mut total = vec![(0u64, 0u64); features];
+        for (sum, square) in blocks.collect::<Vec<_>>() {
+            for ((total, sum), square) in total.iter_mut().zip(sum).zip(square) {
+                *total = (total.0 + u64::from(sum), total.1 + u64::from(square));
+            }
+        }
+        let moments = |(sum, square): (u64, u64), count: usize| {
+            let (sum, square, count) = (u128::from(sum), u128::from(square), count as u128);
+            // Never negative: Cauchy and Schwarz, and no rounding.
+            let spread = count * square - sum * sum;
+            let n = count as f64;
+            (sum as f64 / n, (spread > 0).then_some(spread as f64 / n / n))
+        };
+        Moments(match kind {
+            NormalisationKind::Global => {
+                let all = total.iter().fold((0, 0), |a, t| (a.0 + t.0, a.1 + t.1));
+                vec![moments(all, values.len()); features]
+            }
+            _ => total.into_iter().map(|t| moments(t, values.len() / features)).collect(),
         })
-        .collect();
+    }
+
+    /// Floats are summed in 64 bits, first for the mean and then for the squared distances from it.
+    fn of_floats(kind: NormalisationKind, values: &[f32], features: usize) -> Self {
+        let global = kind == NormalisationKind::Global;
+        // The mean of `features` sums over rows, or of their sum.
+        let averaged = |mut sums: Vec<f64>| {
+            if global {
+                let all = sums.iter().sum::<f64>() / values.len() as f64;
+                sums.fill(all);
+            } else {
+                sums.iter_mut().for_each(|s| *s /= (values.len() / features) as f64);
+            }
+            sums
+        };
+        // A constant 0.1 has a mean that is off by rounding and a variance that is not quite zero:
+        // its values tell.
+        let first: Vec<f32> =
+            if global { vec![values[0]; features] } else { values[..features].to_vec() };
+        let differing = sums(values, &first, |x, first| f64::from(u8::from(x != first)));
+        let any = differing.iter().any(|&d| d > 0.0);
+        let mean = averaged(sums(values, &first, |x, _| f64::from(x)));
+        let variance = averaged(sums(values, &mean, |x, mean| (f64::from(x) - mean).powi(2)));
+        let varies = |d: f64| if global { any } else { d > 0.0 };
+        Moments(
+            mean.into_iter()
+                .zip(variance)
+                .zip(differing)
+                .map(|((mean, variance), d)| (mean, varies(d).then_some(variance)))
+                .collect(),
+        )
+    }
+}
+
+/// The factor and the summand that give mean 0 and deviation 1; 0 and 0 where there is no such
+/// factor.
+fn scale_and_shift((mean, variance): (f64, Option<f64>)) -> (f32, f32) {
+    let inverse = variance.map_or(f64::INFINITY, |v| 1.0 / v.sqrt());
+    let (scale, shift) = (inverse as f32, (-mean * inverse) as f32);
+    match scale.is_finite() && shift.is_finite() {
+        true => (scale, shift),
+        false => (0.0, 0.0),
+    }
+}
+
+/// For each feature, the sum over all rows of `term(x, with)`, where `with` holds one value for
+/// each feature.
+fn sums<W: Copy + Sync>(
+    values: &[f32],
+    with: &[W],
+    term: impl Fn(f32, W) -> f64 + Sync,
+) -> Vec<f64> {
+    let features = with.len();
+    let blocks = values.par_chunks(BLOCK_ROWS * features).map(|block| {
+        let mut sum = vec![0.0; features];
+        for row in block.chunks_exact(features) {
+            for ((s, &x), &w) in sum.iter_mut().zip(row).zip(with) {
+                *s += term(x, w);
+            }
+        }
+        sum
+    });
     let mut total = vec![0.0; features];
-    for block in blocks {
+    for block in blocks.collect::<Vec<_>>() {
         for (t, s) in total.iter_mut().zip(block) {
             *t += s;
         }
@@ -202,6 +239,25 @@ mod tests {
             let variance = column.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 3000.0;
             assert!(mean.abs() <= 1e-6 && (variance - 1.0).abs() <= 1e-6, "{mean} {variance}");
         }
+    }
+
+    #[test]
+    fn bytes_and_floats_agree() {
+        let bytes: Vec<u8> = (0..5000u32 * 3).map(|i| (i * i % 251) as u8).collect();
+        let floats = bytes.iter().map(|&b| f32::from(b)).collect();
+        let labels = vec![0; 5000];
+        let bytes = Dataset::from_bytes(bytes, 3, labels.clone(), 1).unwrap();
+        let floats = Dataset::from_arrays(floats, 3, labels, 1).unwrap();
+        for kind in [PerFeature, Global] {
+            let (a, b) = (Normalisation::new(kind, &bytes), Normalisation::new(kind, &floats));
+            for (a, b) in a.scale.iter().chain(&a.shift).zip(b.scale.iter().chain(&b.shift)) {
+                // Both round a 64-bit result to 32 bits once.
+                assert!((a - b).abs() <= a.abs() * f32::EPSILON, "{kind:?}: {a} {b}");
+            }
+        }
+        let constant = Dataset::from_bytes(vec![255; 2100], 1, vec![0; 2100], 1).unwrap();
+        let n = Normalisation::new(PerFeature, &constant);
+        assert_eq!((n.scale[0], n.shift[0]), (0.0, 0.0));
     }
 
     #[test]

@@ -4,9 +4,9 @@ use super::random::{Purpose, Random};
 
 /// The shuffled row order of one epoch: a permutation of `0..rows`.
 ///
-/// A pure function of its arguments: a resumed run sees the order that it would have seen, without replaying
-/// earlier epochs, and the order depends on no thread count and no platform. Fisher-Yates over an unbiased
-/// bounded draw from xoshiro256++; the stream is keyed by `(seed, epoch)`.
+/// A pure function of its arguments: a resumed run sees the order that it would have seen, without
+/// replaying earlier epochs, and the order depends on no thread count and no platform. Fisher-Yates
+/// over an unbiased bounded draw from xoshiro256++; the stream is keyed by `(seed, epoch)`.
 ///
 /// # Panics
 /// If `rows` does not fit in 32 bits (a [`super::Dataset`] never has so many).
@@ -58,8 +58,8 @@ mod tests {
         assert!(seen.iter().all(|c| c.abs_diff(10_000) < 550), "{seen:?}");
     }
 
-    /// Runs that were recorded earlier can be continued only while these stay. Computed by a second implementation,
-    /// written in Python from the description above.
+    /// Runs that were recorded earlier can be continued only while these stay. Computed by a second
+    /// implementation, written in Python from the description above.
     #[test]
     fn frozen() {
         assert_eq!(order(1, 0, 10), [7, 5, 4, 6, 8, 0, 9, 3, 2, 1]);

@@ -1,7 +1,9 @@
-//! The random numbers of this room: a stream that is a pure function of what it is for, a seed and a counter.
+//! The random numbers of this room: a stream that is a pure function of what it is for, a seed and
+//! a counter.
 //!
-//! xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom number generators", 2021) whose state is
-//! filled by SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+//! xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom number generators", 2021) whose
+//! state is filled by SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+//! generators", 2014).
 
 /// What a stream is for, so that one seed used in two places does not give the same numbers twice.
 #[derive(Clone, Copy)]
@@ -32,14 +34,15 @@ fn splitmix(state: &mut u64) -> u64 {
 }
 
 impl Random {
-    /// The stream of `(purpose, seed, counter)`. Under one purpose and seed, no two counters share a state:
-    /// each absorbing step is a bijection of the word that it absorbs.
+    /// The stream of `(purpose, seed, counter)`. Under one purpose and seed, no two counters share
+    /// a state: each absorbing step is a bijection of the word that it absorbs.
     pub(super) fn new(purpose: Purpose, seed: u64, counter: u64) -> Self {
         let mut key = 0u64;
         for word in [purpose as u64, seed, counter] {
             key = mix(key.wrapping_add(GAMMA) ^ word);
         }
-        // SplitMix64 gives each word once in its period, so at most one of four draws is zero: never all.
+        // SplitMix64 gives each word once in its period, so at most one of four draws is zero:
+        // never all.
         Random { state: std::array::from_fn(|_| splitmix(&mut key)) }
     }
 
@@ -56,7 +59,8 @@ impl Random {
         out
     }
 
-    /// Uniform in `0..bound` without bias: Lemire, "Fast random integer generation in an interval", 2019.
+    /// Uniform in `0..bound` without bias: Lemire, "Fast random integer generation in an interval",
+    /// 2019.
     pub(super) fn below(&mut self, bound: u32) -> u32 {
         assert!(bound > 0, "a draw from an empty range");
         let mut draw = || (self.next_u64() >> 32) * u64::from(bound);
@@ -80,12 +84,15 @@ impl Random {
         }
     }
 
-    /// Two independent standard normal values (Box and Muller, 1958).
-    pub(super) fn normal_pair(&mut self) -> (f64, f64) {
-        let unit = |bits: u64| (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
-        // 1 - u lies in (0, 1]: the logarithm is finite.
-        let radius = (-2.0 * (1.0 - unit(self.next_u64())).ln()).sqrt();
-        let (sin, cos) = (std::f64::consts::TAU * unit(self.next_u64())).sin_cos();
+    /// Two independent standard normal values (Box and Muller, 1958), none beyond 6.7: one draw
+    /// gives 32 bits to the radius and 32 to the angle.
+    pub(super) fn normal_pair(&mut self) -> (f32, f32) {
+        const UNIT: f32 = 1.0 / (1u64 << 32) as f32;
+        let bits = self.next_u64();
+        // In (0, 1]: the logarithm is finite.
+        let u = ((bits >> 32) + 1) as f32 * UNIT;
+        let radius = (-2.0 * u.ln()).sqrt();
+        let (sin, cos) = (std::f32::consts::TAU * (bits as u32 as f32 * UNIT)).sin_cos();
         (radius * cos, radius * sin)
     }
 }
@@ -144,6 +151,7 @@ mod tests {
         for _ in 0..n / 2 {
             let (a, b) = random.normal_pair();
             assert!(a.is_finite() && b.is_finite());
+            let (a, b) = (f64::from(a), f64::from(b));
             sum += a + b;
             square += a * a + b * b;
         }

@@ -33,8 +33,9 @@ const TEST_FRACTION: f64 = 0.2;
 const SPLIT_SEED: u64 = 0;
 
 impl Source {
-    /// What lies at `path`: a CSV file; or a folder with IDX files, or with `train.csv` and perhaps `test.csv` (each also
-    /// with `.gz`, each also with a prefix that ends in `-` or `_`). `label` is the label column of CSV files; IDX has none.
+    /// What lies at `path`: a CSV file; or a folder with IDX files, or with `train.csv` and perhaps
+    /// `test.csv` (each also with `.gz`, each also with a prefix that ends in `-` or `_`). `label`
+    /// is the label column of CSV files; IDX has none.
     ///
     /// # Errors
     /// [`Error::Data`] when nothing is there, when a folder holds neither or both;
@@ -64,8 +65,8 @@ impl Source {
 
     /// Loads what is there.
     ///
-    /// From a single CSV file one fifth of the rows (rounded up) is set aside for testing, drawn at random within
-    /// each class by a fixed seed, so that every run is tested on the same rows.
+    /// From a single CSV file one fifth of the rows (rounded up) is set aside for testing, drawn at
+    /// random within each class by a fixed seed, so that every run is tested on the same rows.
     ///
     /// # Errors
     /// As [`digits::load`], [`idx::load`], [`csv::load`].

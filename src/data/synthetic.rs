@@ -8,11 +8,13 @@ use super::random::{Purpose, Random};
 /// Rows drawn from one stream; fixed, so that the values do not depend on the number of threads.
 const BLOCK_ROWS: usize = 256;
 
-/// Gaussian clusters: each class has a centre, and a row is its class's centre plus standard normal noise.
+/// Gaussian clusters: each class has a centre, and a row is its class's centre plus standard normal
+/// noise.
 ///
-/// Centres are normal with standard deviation `4 / sqrt(features)`, so that two of them lie about 5.7 apart
-/// whatever the number of features: with ten classes, about 2% of the rows are nearer to another centre than to their own.
-/// Classes take turns (`label = row % classes`). The same arguments give the same values on one platform.
+/// Centres are normal with standard deviation `4 / sqrt(features)`, so that two of them lie about
+/// 5.7 apart whatever the number of features: with ten classes, about 2% of the rows are nearer to
+/// another centre than to their own. Classes take turns (`label = row % classes`). The same
+/// arguments give the same values on one platform.
 ///
 /// # Panics
 /// If an argument but the seed is 0, or rows or classes do not fit in 32 bits.
@@ -41,9 +43,9 @@ pub fn synthetic(rows: usize, features: usize, classes: usize, seed: u64) -> Dat
 fn normal(mut random: Random, out: &mut [f32]) {
     for pair in out.chunks_mut(2) {
         let (a, b) = random.normal_pair();
-        pair[0] = a as f32;
+        pair[0] = a;
         if let [_, second] = pair {
-            *second = b as f32;
+            *second = b;
         }
     }
 }

@@ -124,7 +124,8 @@ impl Layout<'_> {
             match &classes {
                 Classes::Number(_) => labels.extend_from_slice(&block.labels),
                 Classes::Text(names) => {
-                    // Every text of a block is among the names: they were made from it, or `label` checked it.
+                    // Every text of a block is among the names: they were made from it, or `label`
+                    // checked it.
                     let place = |t: &String| names.partition_point(|n| n < t) as u32;
                     let places: Vec<u32> = block.texts.iter().map(place).collect();
                     labels.extend(block.labels.iter().map(|&l| places[l as usize]));
@@ -144,9 +145,20 @@ impl Layout<'_> {
                 continue;
             }
             let bad = |column, text| Problem { line: number, column, text };
+            let mut fields = Fields::new(line, self.separator);
             let mut seen = 0;
-            for field in Fields::new(line, self.separator) {
+            loop {
                 let column = seen;
+                // Most fields are small integers: they are read while their end is looked for.
+                if column != self.label
+                    && column < self.columns
+                    && let Some(value) = fields.next_small_integer()
+                {
+                    out.values.push(value as f32);
+                    seen += 1;
+                    continue;
+                }
+                let Some(field) = fields.next() else { break };
                 seen += 1;
                 if column >= self.columns {
                     continue;
@@ -176,7 +188,7 @@ impl Layout<'_> {
             }
             return self.new_text(field, block);
         }
-        let Some(value) = small_integer(field).or_else(|| integer(field)) else {
+        let Some(value) = integer(field) else {
             let hint = if is_number(field) { "" } else { ", as in the first row" };
             return Err(format!("label {}; expected an integer 0, 1, 2 ...{hint}", shown(field)));
         };
@@ -224,6 +236,31 @@ pub(super) struct Fields<'a> {
 impl<'a> Fields<'a> {
     pub(super) fn new(line: &'a [u8], separator: u8) -> Self {
         Fields { rest: Some(line), separator }
+    }
+
+    /// The next field when it is 1 to 7 digits and nothing else, which a 32-bit float holds
+    /// exactly. Else nothing is taken.
+    #[inline]
+    fn next_small_integer(&mut self) -> Option<u32> {
+        let rest = self.rest?;
+        let mut value = 0;
+        for (i, &b) in rest.iter().enumerate().take(8) {
+            let digit = b.wrapping_sub(b'0');
+            if digit <= 9 {
+                value = value * 10 + u32::from(digit);
+            } else if b == self.separator && i > 0 {
+                self.rest = Some(&rest[i + 1..]);
+                return Some(value);
+            } else {
+                return None;
+            }
+        }
+        // Eight digits or the end of the line.
+        if rest.is_empty() || rest.len() > 7 {
+            return None;
+        }
+        self.rest = None;
+        Some(value)
     }
 }
 
@@ -291,9 +328,6 @@ pub(super) fn is_number(field: &[u8]) -> bool {
 }
 
 fn number_of(field: &[u8]) -> Result<f32, String> {
-    if let Some(value) = small_integer(field) {
-        return Ok(value as f32);
-    }
     let value = std::str::from_utf8(field).ok().and_then(|s| s.parse::<f32>().ok());
     match value {
         Some(x) if x.is_finite() => Ok(x),
@@ -303,26 +337,13 @@ fn number_of(field: &[u8]) -> Result<f32, String> {
     }
 }
 
-/// A field of 1 to 7 digits, which a 32-bit float holds exactly: most fields of images and tables.
-#[inline]
-fn small_integer(field: &[u8]) -> Option<u32> {
-    if field.is_empty() || field.len() > 7 {
-        return None;
-    }
-    let mut value = 0;
-    for &b in field {
-        let digit = b.wrapping_sub(b'0');
-        if digit > 9 {
-            return None;
-        }
-        value = value * 10 + u32::from(digit);
-    }
-    Some(value)
-}
-
 /// An integer from 0 however it is written (`3.0`), as other programs write integer columns.
 fn integer(field: &[u8]) -> Option<u32> {
-    let value: f64 = std::str::from_utf8(field).ok()?.parse().ok()?;
+    let text = std::str::from_utf8(field).ok()?;
+    if let Ok(value) = text.parse() {
+        return Some(value);
+    }
+    let value: f64 = text.parse().ok()?;
     let whole = value.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&value);
     whole.then_some(value as u32)
 }
