@@ -1,0 +1,25 @@
+//! Files to data sets: IDX, CSV and the embedded digits.
+//!
+//! A [`Dataset`] is checked once, where it is made: every value is finite, every label names a
+//! class. Training copies it into device memory once and gathers batches there, so nothing here
+//! runs between two steps except [`order_into`], which writes the row order of the next epoch.
+//!
+//! This room imports only [`crate::error`].
+
+pub mod csv;
+mod dataset;
+pub mod digits;
+pub mod idx;
+mod input;
+mod normalisation;
+mod order;
+mod random;
+mod source;
+mod synthetic;
+
+pub use csv::Label;
+pub use dataset::{Dataset, Split, Values};
+pub use normalisation::{Normalisation, NormalisationKind};
+pub use order::{order, order_into};
+pub use source::Source;
+pub use synthetic::synthetic;
