@@ -1,3 +1,154 @@
 //! The command `twoclocks`.
 
-fn main() {}
+mod bench;
+mod doctor;
+mod inspect;
+mod output;
+mod profile;
+mod train;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use twoclocks::{Error, Result};
+
+/// Short training runs, and when they are done.
+#[derive(Parser)]
+#[command(version, about, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a recipe (digits, mnist) or a configuration file.
+    Train(train::TrainArgs),
+    /// Score a saved run.
+    Eval(inspect::EvalArgs),
+    /// List earlier runs, or show one.
+    Runs(inspect::RunsArgs),
+    /// Time kernels and whole steps, beside what the machine can do at most.
+    Bench(bench::BenchArgs),
+    /// Time every node of one training step, beside its floor.
+    Profile(profile::ProfileArgs),
+    /// Devices and instruction sets, what is chosen, and why.
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Flags that most commands have.
+#[derive(Args, Clone, Debug)]
+struct Common {
+    /// One JSON object a line on standard output, and nothing else there.
+    #[arg(long)]
+    json: bool,
+    /// Threads on the CPU; 0 takes as many as there are processors.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// A file or recipe and the flags that change its configuration.
+#[derive(Args, Clone, Debug, Default)]
+struct Work {
+    /// A recipe (digits, mnist) or a .toml file.
+    #[arg(value_name = "RECIPE | CONFIG.toml")]
+    work: Option<String>,
+    /// Directory or file of the data set.
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Where to compute: auto, cpu or cuda:N.
+    #[arg(long)]
+    device: Option<String>,
+    /// Element type of the arithmetic: auto, f32 or bf16.
+    #[arg(long)]
+    precision: Option<String>,
+    /// Seed of initialisation, shuffling and dropout.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Learning rate (the peak of a one-cycle schedule).
+    #[arg(long)]
+    lr: Option<f32>,
+    /// Rows of a batch.
+    #[arg(long)]
+    batch: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap prints help and version to standard output, and everything else to standard
+            // error; unusable arguments end with status 2.
+            let code = u8::from(error.use_stderr()) * 2;
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let command = cli.command.unwrap_or_else(|| Command::Train(train::TrainArgs::default()));
+    let outcome = match command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => inspect::eval(args),
+        Command::Runs(args) => inspect::runs(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Profile(args) => profile::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(status(&error))
+        }
+    }
+}
+
+/// Exit status of an error: 1 where the run failed, 2 where arguments or data cannot be used.
+fn status(error: &Error) -> u8 {
+    match error {
+        Error::Diverged { .. } => 1,
+        _ => 2,
+    }
+}
+
+impl Work {
+    /// The configuration that the flags describe; `default` is the recipe without any.
+    fn config(&self, default: &str, threads: Option<usize>) -> Result<twoclocks::train::Config> {
+        use twoclocks::train::{Config, Precision, recipe};
+        let name = self.work.as_deref().unwrap_or(default);
+        let mut config = if name.ends_with(".toml") {
+            Config::read(name.as_ref())?
+        } else {
+            recipe(name)?
+        };
+        if let Some(data) = &self.data {
+            config.data.path = Some(data.clone());
+        }
+        if let Some(device) = &self.device {
+            config.device.clone_from(device);
+        }
+        if let Some(precision) = &self.precision {
+            config.precision = match precision.as_str() {
+                "auto" => Precision::Auto,
+                "f32" => Precision::F32,
+                "bf16" => Precision::Bf16,
+                other => {
+                    let problem = format!("'{other}' is not auto, f32 or bf16");
+                    return Err(Error::config("--precision", problem));
+                }
+            };
+        }
+        if let Some(seed) = self.seed {
+            config.seed = seed;
+        }
+        if let Some(rate) = self.lr {
+            config.optimizer.set_rate(f64::from(rate));
+        }
+        if let Some(batch) = self.batch {
+            config.train.batch = batch;
+        }
+        if let Some(threads) = threads {
+            config.threads = threads;
+        }
+        Ok(config)
+    }
+}

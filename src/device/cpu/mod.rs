@@ -5,6 +5,7 @@
 pub mod isa;
 pub mod launch;
 pub mod memory;
+mod peak;
 pub mod program;
 pub mod simd;
 pub mod team;
@@ -12,6 +13,7 @@ pub mod team;
 pub use isa::Isa;
 pub use launch::{Chunk, Launch, rows_per_chunk};
 pub use memory::Memory;
+pub use peak::Peak;
 pub use program::Program;
 pub use team::Team;
 

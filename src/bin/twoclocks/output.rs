@@ -1,0 +1,36 @@
+//! Standard output for programs, standard error for people.
+
+use serde_json::Value;
+use std::io::Write;
+
+/// Prints one JSON object as a line on standard output.
+pub fn line(value: &Value) {
+    // Nobody may be reading any more: that must not end a training run.
+    let _ = writeln!(std::io::stdout().lock(), "{value}");
+}
+
+/// `12.3 ms`, `4.56 s`: three digits and a unit.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s >= 99.95 => format!("{}m {:02}s", (s / 60.0) as u64, (s % 60.0) as u64),
+        s if s >= 1.0 => format!("{s:.2} s"),
+        s if s >= 1e-3 => format!("{:.3} ms", s * 1e3),
+        s => format!("{:.2} us", s * 1e6),
+    }
+}
+
+/// `1.23 G`, `456 k`: three digits and a prefix.
+pub fn quantity(value: f64) -> String {
+    for (limit, prefix) in [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")] {
+        if value.abs() >= limit {
+            return format!("{:.3} {prefix}", value / limit);
+        }
+    }
+    format!("{value:.3} ")
+}
+
+/// Value at a share (0 to 1) of sorted numbers.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,241 @@
+//! `twoclocks train`.
+
+use crate::output;
+use crate::{Common, Work};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use twoclocks::runs::{Done, Epoch, Row};
+use twoclocks::train::{Observer, Progress, Reason, Started};
+use twoclocks::{Error, Result};
+
+/// Flags of `twoclocks train`.
+#[derive(Args, Default)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    work: Work,
+    /// Continue a run in its own folder, to the end that it was configured for.
+    #[arg(long, value_name = "RUN", conflicts_with_all = [
+        "work", "data", "device", "precision", "seed", "lr", "batch", "epochs", "time",
+        "target_acc", "out", "print_config", "threads",
+    ])]
+    resume: Option<PathBuf>,
+    /// Epochs at most.
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Training time at most: 30s, 2m, 1h.
+    #[arg(long, value_name = "TIME")]
+    time: Option<String>,
+    /// Test accuracy, 0 to 1, that ends the run; missing it is a failure.
+    #[arg(long)]
+    target_acc: Option<f64>,
+    /// Folder in which the run gets a folder of its own.
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    out: Option<PathBuf>,
+    /// Print the configuration as TOML and stop.
+    #[arg(long)]
+    print_config: bool,
+    /// No progress bar and no reviews on standard error.
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    common: Option<Common>,
+}
+
+pub fn run(args: TrainArgs) -> Result<ExitCode> {
+    let json = args.common.as_ref().is_some_and(|common| common.json);
+    let stop = Arc::new(AtomicBool::new(false));
+    let config = match &args.resume {
+        Some(_) => None,
+        None => Some(configure(&args)?),
+    };
+    if let (true, Some(config)) = (args.print_config, &config) {
+        print!("{}", config.to_toml());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let handler = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        // A second Ctrl-C does not wait for the step to end.
+        if handler.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))?;
+    let mut screen = Screen::new(json, args.quiet);
+    let outcome = match (&args.resume, &config) {
+        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
+        (None, Some(config)) => {
+            let root = args.out.clone().unwrap_or_else(|| "runs".into());
+            twoclocks::train::run(config, &root, &mut screen, &stop)?
+        }
+        (None, None) => return Err(Error::config("train", "nothing to train")),
+    };
+    if !args.quiet {
+        match outcome.reason {
+            Reason::Interrupted => eprintln!(
+                "interrupted; go on with: twoclocks train --resume {}",
+                outcome.done.run
+            ),
+            _ => eprintln!("report: {}/report.html", outcome.done.run),
+        }
+    }
+    if outcome.missed_target {
+        eprintln!(
+            "error: the target accuracy was not reached: {:.2} %",
+            outcome.done.test_acc * 100.0
+        );
+        return Ok(ExitCode::from(1));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
+    let threads = args.common.as_ref().and_then(|common| common.threads);
+    let mut config = args.work.config("digits", threads)?;
+    if let Some(epochs) = args.epochs {
+        config.train.epochs = Some(epochs);
+    }
+    if let Some(time) = &args.time {
+        config.train.seconds = Some(duration(time)?);
+        // A time budget replaces the recipe's number of epochs, unless both are given.
+        if args.epochs.is_none() {
+            config.train.epochs = None;
+        }
+    }
+    if let Some(target) = args.target_acc {
+        config.train.target_acc = Some(target);
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+/// Seconds of `30s`, `2m`, `1h`, `500ms` or `30`.
+fn duration(text: &str) -> Result<f64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "s" => Some(1.0),
+        "ms" => Some(1e-3),
+        "m" | "min" => Some(60.0),
+        "h" => Some(3600.0),
+        _ => None,
+    };
+    let seconds = digits.parse::<f64>().ok().zip(factor).map(|(value, factor)| value * factor);
+    seconds.filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| {
+        Error::config("--time", format!("'{text}' is not a time like 30s, 2m or 1h"))
+    })
+}
+
+/// The run as it goes: a progress bar and a line a review, or lines of JSON.
+struct Screen {
+    json: bool,
+    quiet: bool,
+    bar: ProgressBar,
+    drawn: Instant,
+    accuracy: f64,
+    budget: f64,
+}
+
+/// Positions of the bar.
+const LENGTH: u64 = 10_000;
+
+impl Screen {
+    fn new(json: bool, quiet: bool) -> Self {
+        let bar = match quiet {
+            true => ProgressBar::hidden(),
+            false => ProgressBar::with_draw_target(Some(LENGTH), ProgressDrawTarget::stderr()),
+        };
+        bar.set_style(
+            ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        Screen { json, quiet, bar, drawn: Instant::now(), accuracy: f64::NAN, budget: 0.0 }
+    }
+
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("{text}"));
+        }
+    }
+}
+
+impl Observer for Screen {
+    fn started(&mut self, started: &Started) {
+        let from = match started.resumed_at {
+            0 => String::new(),
+            step => format!(", resumed after step {step}"),
+        };
+        self.say(&format!(
+            "{} on {}{from}\n{} parameters, {}FLOP a step, {}B arena; {} training and {} test \
+             rows, {} steps an epoch",
+            started.folder.display(),
+            started.device,
+            started.parameters,
+            output::quantity(started.step_flops),
+            output::quantity(started.arena_bytes as f64),
+            started.rows.0,
+            started.rows.1,
+            started.steps_per_epoch,
+        ));
+    }
+
+    fn step(&mut self, progress: &Progress) {
+        const INTERVAL: Duration = Duration::from_millis(100);
+        if self.quiet || self.drawn.elapsed() < INTERVAL {
+            return;
+        }
+        self.drawn = Instant::now();
+        self.budget = progress.progress;
+        let (rows, seconds) = progress.rows;
+        let left = progress.seconds * (1.0 - progress.progress) / progress.progress.max(1e-9);
+        let accuracy = match self.accuracy.is_nan() {
+            true => String::new(),
+            false => format!("test {:.2} %  ", self.accuracy * 100.0),
+        };
+        self.bar.set_position((progress.progress * LENGTH as f64) as u64);
+        self.bar.set_message(format!(
+            "epoch {}  step {}  loss {:.4}  {accuracy}{}samples/s  {} left",
+            progress.epoch,
+            progress.step,
+            progress.loss,
+            output::quantity(rows as f64 / seconds),
+            output::seconds(left),
+        ));
+    }
+
+    fn review(&mut self, epoch: &Epoch) {
+        self.accuracy = epoch.test_acc;
+        if self.json {
+            println!("{}", Row::from(epoch.clone()).to_json());
+        }
+        self.say(&format!(
+            "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
+             margin {:.2}  (review {})",
+            epoch.epoch,
+            epoch.step,
+            output::seconds(epoch.seconds),
+            epoch.train_loss,
+            epoch.test_loss,
+            epoch.test_acc * 100.0,
+            epoch.margin,
+            output::seconds(epoch.review_seconds),
+        ));
+    }
+
+    fn done(&mut self, done: &Done) {
+        self.bar.finish_and_clear();
+        if self.json {
+            println!("{}", Row::from(done.clone()).to_json());
+        }
+        self.say(&format!(
+            "done ({}): test acc {:.2} % after {} of training, {} in all",
+            done.reason,
+            done.test_acc * 100.0,
+            output::seconds(done.seconds_training),
+            output::seconds(done.seconds_total),
+        ));
+    }
+}

@@ -1,0 +1,148 @@
+//! What this machine can do at most, measured: the figures that floors are computed from.
+
+use super::simd::{Kernel, Simd, dispatch};
+use super::{Cpu, Isa, Memory};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Measured ceilings of all threads of a CPU together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peak {
+    /// f32 operations a second, registers only: 12 independent chains of fused multiply-adds.
+    pub flops_per_s: f64,
+    /// Bytes read a second from main memory: a sum over 256 MB.
+    pub memory_bytes_per_s: f64,
+    /// Bytes read a second from the second-level cache: a sum over 256 kB a thread.
+    pub cache_bytes_per_s: f64,
+}
+
+/// Independent chains: enough to fill the latency of every pipe.
+const CHAINS: usize = 12;
+const ROUNDS: usize = 40_000;
+
+struct Multiply {
+    start: f32,
+}
+
+impl Kernel for Multiply {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let factor = s.splat(0.999_999);
+        let mut chains = [s.splat(self.start); CHAINS];
+        for _ in 0..ROUNDS {
+            for chain in &mut chains {
+                *chain = s.mul_add(*chain, factor, factor);
+            }
+        }
+        let mut sum = chains[0];
+        for &chain in &chains[1..] {
+            sum = s.add(sum, chain);
+        }
+        s.reduce_add(sum)
+    }
+}
+
+struct Sum<'a> {
+    values: &'a [f32],
+}
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        const UNROLL: usize = 8;
+        let mut sums = [s.zero(); UNROLL];
+        for block in self.values.chunks_exact(UNROLL * S::LANES) {
+            for (sum, values) in sums.iter_mut().zip(block.chunks_exact(S::LANES)) {
+                *sum = s.add(*sum, s.load_slice(values));
+            }
+        }
+        let mut sum = sums[0];
+        for &other in &sums[1..] {
+            sum = s.add(sum, other);
+        }
+        s.reduce_add(sum)
+    }
+}
+
+fn lanes(isa: Isa) -> usize {
+    struct Lanes;
+    impl Kernel for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd>(self, _s: S) -> usize {
+            S::LANES
+        }
+    }
+    dispatch(isa, Lanes)
+}
+
+impl Cpu {
+    /// Measures the peaks; takes about 0.2 s. Other load on the machine lowers them.
+    pub fn peak(&self) -> Peak {
+        let (isa, threads) = (self.isa(), self.threads());
+        let flops = (ROUNDS * CHAINS * lanes(isa) * 2 * threads) as f64;
+        let flops_per_s = flops / self.best(5, |_| dispatch(isa, Multiply { start: black_box(0.5) }));
+
+        let big = Memory::zeroed(256 << 20);
+        let all: &[f32] = big.elements(0, big.len() / 4);
+        let part = all.len() / threads;
+        let memory = self.best(3, |thread| {
+            dispatch(isa, Sum { values: &all[thread * part..(thread + 1) * part] })
+        });
+        const SMALL: usize = 64 << 10;
+        const REPEATS: usize = 400;
+        let cache = self.best(5, |thread| {
+            let values = &all[thread * SMALL..(thread + 1) * SMALL];
+            (0..REPEATS).map(|_| dispatch(isa, Sum { values: black_box(values) })).sum()
+        });
+        Peak {
+            flops_per_s,
+            memory_bytes_per_s: (part * threads * 4) as f64 / memory,
+            cache_bytes_per_s: (SMALL * threads * 4 * REPEATS) as f64 / cache,
+        }
+    }
+
+    /// Seconds of the fastest of `rounds` regions in which every thread does `work`.
+    fn best(&self, rounds: usize, work: impl Fn(usize) -> f32 + Sync) -> f64 {
+        let mut best = f64::INFINITY;
+        for _ in 0..=rounds {
+            let sink = AtomicU64::new(0);
+            let start = Instant::now();
+            self.team().run(&|member| {
+                let result = work(member.index());
+                sink.fetch_add(u64::from(result.to_bits()), Ordering::Relaxed);
+            });
+            best = best.min(start.elapsed().as_secs_f64());
+            black_box(sink.into_inner());
+        }
+        best
+    }
+}
+
+impl Peak {
+    /// Seconds below which work of so many FLOPs and bytes cannot be done: the larger of the two.
+    /// Bytes count at the memory's rate when they exceed `cache_bytes`, else at the cache's.
+    pub fn floor_seconds(&self, flops: f64, bytes: f64, cache_bytes: f64) -> f64 {
+        let rate =
+            if bytes > cache_bytes { self.memory_bytes_per_s } else { self.cache_bytes_per_s };
+        (flops / self.flops_per_s).max(bytes / rate)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peaks_are_those_of_a_computer() {
+        let peak = Cpu::new(1).expect("cpu").peak();
+        assert!(peak.flops_per_s > 1e8 && peak.flops_per_s < 1e13, "{peak:?}");
+        assert!(peak.memory_bytes_per_s > 1e8 && peak.memory_bytes_per_s < 1e12, "{peak:?}");
+        assert!(peak.cache_bytes_per_s > 1e8 && peak.cache_bytes_per_s < 1e13, "{peak:?}");
+    }
+}

@@ -1,0 +1,286 @@
+//! The configuration of a run: everything that the flags of the command say, and the model.
+
+use crate::data::{Label, NormalisationKind, Source};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::nn::LayerConfig;
+use crate::optim::{OptimizerConfig, Schedule};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A run, complete: a recipe or a file of TOML.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the recipe; the run folder is called by it.
+    pub recipe: String,
+    /// Seed of initialisation, shuffling and dropout.
+    #[serde(default)]
+    pub seed: u64,
+    /// `auto`, `cpu` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// Element type of the arithmetic.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Threads on the CPU; 0 takes as many as there are processors.
+    #[serde(default)]
+    pub threads: usize,
+    /// The data set.
+    pub data: DataConfig,
+    /// The model.
+    pub model: ModelConfig,
+    /// The update rule.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Batch, budget, reviews and checkpoints.
+    pub train: LoopConfig,
+}
+
+fn auto() -> String {
+    "auto".to_owned()
+}
+
+/// Element type of the arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// What the device does fastest among those that it has.
+    #[default]
+    Auto,
+    /// IEEE single precision.
+    F32,
+    /// bfloat16 with f32 accumulation and f32 weights.
+    Bf16,
+}
+
+/// Where the data set comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Kind of the source.
+    pub source: SourceConfig,
+    /// Directory of an IDX set, or file (or directory) of a CSV set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// CSV file of the test rows; without it some training rows are set apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<PathBuf>,
+    /// Label column of a CSV set: its name, or its number from 0 (negative: from the end).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// How inputs are scaled, by statistics of the training rows.
+    #[serde(default)]
+    pub normalise: NormaliseConfig,
+}
+
+/// Kind of a data source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceConfig {
+    /// The embedded handwritten digits.
+    Digits,
+    /// IDX files: MNIST and its look-alikes.
+    Idx,
+    /// A table of numbers.
+    Csv,
+}
+
+/// How inputs are scaled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormaliseConfig {
+    /// One mean and deviation for all features.
+    #[default]
+    Global,
+    /// Mean and deviation of each feature.
+    PerFeature,
+    /// As they are.
+    None,
+}
+
+impl From<NormaliseConfig> for NormalisationKind {
+    fn from(config: NormaliseConfig) -> Self {
+        match config {
+            NormaliseConfig::Global => NormalisationKind::Global,
+            NormaliseConfig::PerFeature => NormalisationKind::PerFeature,
+            NormaliseConfig::None => NormalisationKind::None,
+        }
+    }
+}
+
+/// The model: a list of layers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Layers from input to logits.
+    pub layers: Vec<LayerConfig>,
+}
+
+/// The loop: batch, budget, reviews, checkpoints. The first bound that is met ends the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoopConfig {
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Batches whose gradients are averaged for one update.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    /// Share of a label that is spread over all classes.
+    #[serde(default)]
+    pub label_smoothing: f32,
+    /// Epochs at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
+    /// Seconds of training at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Test accuracy, 0 to 1, that ends the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_acc: Option<f64>,
+    /// Largest share of the training time that reviews may take: epochs go unreviewed beyond it.
+    #[serde(default = "review_share")]
+    pub review_share: f64,
+    /// Seconds between checkpoints.
+    #[serde(default = "checkpoint_seconds")]
+    pub checkpoint_seconds: f64,
+}
+
+fn one() -> usize {
+    1
+}
+fn review_share() -> f64 {
+    0.1
+}
+fn checkpoint_seconds() -> f64 {
+    30.0
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// It cannot be read, is not TOML, has unknown or missing keys, or unusable values; the error
+    /// names file, line and value.
+    pub fn read(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        Config::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses a configuration; `place` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(text: &str, place: &str) -> Result<Config> {
+        let config: Config = toml::from_str(text).map_err(|error| {
+            let line = error
+                .span()
+                .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            let place = line.map_or(place.to_owned(), |line| format!("{place}:{line}"));
+            Error::config(place, error.message().to_owned())
+        })?;
+        config.validate().map_err(|error| match error {
+            Error::Config { place: key, problem } => {
+                Error::config(format!("{place}: {key}"), problem)
+            }
+            other => other,
+        })?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML, as [`Config::parse`] takes it.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_else(|e| panic!("a configuration is always TOML: {e}"))
+    }
+
+    /// Checks every value that can be checked without data.
+    ///
+    /// # Errors
+    /// Names the first key whose value cannot be used.
+    pub fn validate(&self) -> Result<()> {
+        let LoopConfig { batch, accumulate, epochs, seconds, target_acc, .. } = self.train;
+        let refuse = |key: &str, problem: String| Err(Error::config(key, problem));
+        if self.recipe.is_empty() || self.recipe.contains(['/', '\\']) {
+            let problem = format!("'{}' cannot name a folder", self.recipe);
+            return refuse("recipe", problem);
+        }
+        if batch == 0 {
+            return refuse("train.batch", "0 rows: a batch has at least one".into());
+        }
+        if accumulate == 0 {
+            return refuse("train.accumulate", "0 batches: an update takes at least one".into());
+        }
+        if epochs.is_none() && seconds.is_none() {
+            return refuse("train", "neither `epochs` nor `seconds` bounds the run".into());
+        }
+        if epochs == Some(0) {
+            return refuse("train.epochs", "0 epochs: a run has at least one".into());
+        }
+        if let Some(seconds) = seconds.filter(|s| !(s.is_finite() && *s > 0.0)) {
+            return refuse("train.seconds", format!("{seconds} is not a time above 0"));
+        }
+        if let Some(target) = target_acc.filter(|t| !(*t > 0.0 && *t <= 1.0)) {
+            return refuse("train.target_acc", format!("{target} is not in (0, 1]"));
+        }
+        if !(0.0..1.0).contains(&self.train.label_smoothing) {
+            let problem = format!("{} is not in [0, 1)", self.train.label_smoothing);
+            return refuse("train.label_smoothing", problem);
+        }
+        if !(self.train.review_share > 0.0 && self.train.review_share.is_finite()) {
+            let problem = format!("{} is not a share above 0", self.train.review_share);
+            return refuse("train.review_share", problem);
+        }
+        if !(self.train.checkpoint_seconds >= 0.0) {
+            let problem = format!("{} is not a time", self.train.checkpoint_seconds);
+            return refuse("train.checkpoint_seconds", problem);
+        }
+        self.optimizer.validate()?;
+        self.schedule.validate()?;
+        self.data.source()?;
+        Ok(())
+    }
+
+    /// Opens the device that the configuration asks for.
+    ///
+    /// # Errors
+    /// The device or the precision is not to be had in this build or on this machine.
+    pub fn open_device(&self) -> Result<Device> {
+        if self.precision == Precision::Bf16 {
+            return Err(Error::device("cpu", "has no bf16 kernels: use --precision f32 or auto"));
+        }
+        match self.device.as_str() {
+            "auto" | "cpu" => Device::cpu(self.threads),
+            cuda if cuda.starts_with("cuda") => {
+                Err(Error::device(cuda, "this build has no CUDA backend: use --device cpu"))
+            }
+            other => Err(Error::config("device", format!("'{other}' is not auto, cpu or cuda:N"))),
+        }
+    }
+}
+
+impl DataConfig {
+    /// The source that the configuration names.
+    ///
+    /// # Errors
+    /// A path is missing that this kind of source needs.
+    pub fn source(&self) -> Result<Source> {
+        let path = || {
+            self.path.clone().ok_or_else(|| {
+                Error::config("data.path", "is missing: name the data with --data or in the file")
+            })
+        };
+        Ok(match self.source {
+            SourceConfig::Digits => Source::Digits,
+            SourceConfig::Idx => Source::Idx(path()?),
+            SourceConfig::Csv => {
+                let label: Label = match &self.label {
+                    Some(label) => label.parse()?,
+                    None => Label::default(),
+                };
+                Source::Csv { train: path()?, test: self.test.clone(), label }
+            }
+        })
+    }
+}

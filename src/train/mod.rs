@@ -1,0 +1,15 @@
+//! The loop: step, review, budget, checkpoint, resume.
+//!
+//! [`Trainer`] is a model with its data on a device: it steps and reviews. [`run`] drives one
+//! through a configured run in its folder, to its end or across interruptions.
+
+mod config;
+mod recipes;
+mod run;
+mod state;
+mod trainer;
+
+pub use config::{Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig};
+pub use recipes::{RECIPES, recipe};
+pub use run::{Observer, Outcome, Progress, Reason, Silent, Started, resume, run};
+pub use trainer::{Review, TrainOptions, Trainer};

@@ -1,0 +1,509 @@
+//! A configured run in its folder: from the start, or from where it was interrupted.
+
+use super::config::Config;
+use super::state::{self, Position};
+use super::trainer::{Review, TrainOptions, Trainer};
+use crate::data::Split;
+use crate::error::{Error, Result};
+use crate::nn::{Parameters, Sequential};
+use crate::optim;
+use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, render};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Points of the loss trace that a run keeps, at most about twice this many.
+const TRACE_POINTS: u64 = 1000;
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The target accuracy was reached.
+    Target,
+    /// All epochs are done.
+    Epochs,
+    /// The time is used up.
+    Time,
+    /// The user asked to stop; the run can be resumed.
+    Interrupted,
+}
+
+impl Reason {
+    /// As the journal writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Target => "target",
+            Reason::Epochs => "epochs",
+            Reason::Time => "time",
+            Reason::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What a run is, before its first step.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// The run folder.
+    pub folder: std::path::PathBuf,
+    /// Trainable values.
+    pub parameters: usize,
+    /// FLOPs of one step.
+    pub step_flops: f64,
+    /// Bytes of a step's arena, known before it first runs.
+    pub arena_bytes: usize,
+    /// Device, instruction set, threads and precision.
+    pub device: String,
+    /// Training and test rows.
+    pub rows: (usize, usize),
+    /// Updates of one epoch.
+    pub steps_per_epoch: u64,
+    /// All updates, when epochs bound the run.
+    pub total_steps: Option<u64>,
+    /// The step after which the run goes on; 0 for a new one.
+    pub resumed_at: u64,
+}
+
+/// Where a run stands, after each step.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Updates done.
+    pub step: u64,
+    /// The epoch that is under way, from 1.
+    pub epoch: u64,
+    /// Share of the budget that is used, 0 to 1.
+    pub progress: f64,
+    /// Loss of the step's rows, before its update.
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub rate: f64,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Rows trained on by this process, and the seconds that they took.
+    pub rows: (u64, f64),
+}
+
+/// Who watches a run.
+pub trait Observer {
+    /// Before the first step.
+    fn started(&mut self, _started: &Started) {}
+    /// After each step; must be fast.
+    fn step(&mut self, _progress: &Progress) {}
+    /// After each review.
+    fn review(&mut self, _epoch: &Epoch) {}
+    /// After the end.
+    fn done(&mut self, _done: &Done) {}
+}
+
+/// An observer that says nothing.
+pub struct Silent;
+impl Observer for Silent {}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Why.
+    pub reason: Reason,
+    /// The journal's last line.
+    pub done: Done,
+    /// Whether a target accuracy was asked for and not reached.
+    pub missed_target: bool,
+}
+
+/// Starts a run in a new folder under `root` and trains to its end, or until `stop` is set.
+///
+/// # Errors
+/// The configuration, data or folder cannot be used (nothing is left behind then); or the run
+/// diverges, which names step, layer and last good checkpoint.
+pub fn run(
+    config: &Config,
+    root: &Path,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    let started = Instant::now();
+    config.validate()?;
+    let data = config.data.source()?.load()?;
+    let trainer = trainer(config, &data)?;
+    let mut folder = RunFolder::create(root, &config.recipe)?;
+    folder.lock()?;
+    folder.write_config(&config.to_toml())?;
+    let runner = Runner::new(config, folder, trainer, &data, Position::default(), started)?;
+    runner.train(observer, stop)
+}
+
+/// Goes on with an interrupted run, in its own folder, to the end that it was configured for.
+///
+/// # Errors
+/// As [`run`]; and the folder is not a run, is in use, or its checkpoint is damaged or of another
+/// model. The folder is left as it was then.
+pub fn resume(path: &Path, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+    let started = Instant::now();
+    let mut folder = RunFolder::open(path)?;
+    folder.lock()?;
+    let place = folder.file("config.toml").display().to_string();
+    let config = Config::parse(&folder.config()?, &place)?;
+    let data = config.data.source()?.load()?;
+    let mut trainer = trainer(&config, &data)?;
+    let position = match state::path(&folder).exists() {
+        true => state::load(&mut trainer, &folder)?,
+        // Killed before its first checkpoint: the configuration says all that there is to know.
+        false => Position::default(),
+    };
+    let runner = Runner::new(&config, folder, trainer, &data, position, started)?;
+    runner.train(observer, stop)
+}
+
+/// A trainer as the configuration wants it.
+///
+/// # Errors
+/// The device is not to be had, or the model does not fit the data.
+fn trainer(config: &Config, data: &Split) -> Result<Trainer> {
+    let device = config.open_device()?;
+    let mut parameters = Parameters::new();
+    let model = Sequential::new(&config.model.layers, data.train.shape(), &mut parameters)?;
+    let options = TrainOptions {
+        batch: config.train.batch,
+        accumulate: config.train.accumulate,
+        label_smoothing: config.train.label_smoothing,
+        seed: config.seed,
+        optimizer: config.optimizer.clone(),
+        normalise: config.data.normalise.into(),
+    };
+    Trainer::new(&device, Box::new(model), parameters, data, options)
+}
+
+impl Config {
+    /// The trainer of this configuration, with its data loaded, at the start of the run.
+    ///
+    /// # Errors
+    /// The configuration or the data cannot be used.
+    pub fn trainer(&self) -> Result<Trainer> {
+        self.validate()?;
+        let data = self.data.source()?.load()?;
+        trainer(self, &data)
+    }
+
+    /// The trainer of a saved run, with its weights; `data` is another place to read data from.
+    ///
+    /// # Errors
+    /// The folder is not a run, its checkpoint cannot be read, or the data cannot be used.
+    pub fn saved_trainer(path: &Path, data: Option<&Path>) -> Result<(Config, Trainer)> {
+        let folder = RunFolder::open(path)?;
+        let place = folder.file("config.toml").display().to_string();
+        let mut config = Config::parse(&folder.config()?, &place)?;
+        if let Some(data) = data {
+            config.data.path = Some(data.to_owned());
+        }
+        let mut trainer = config.trainer()?;
+        state::load_weights(&mut trainer, &folder)?;
+        Ok((config, trainer))
+    }
+}
+
+struct Runner<'a> {
+    config: &'a Config,
+    folder: RunFolder,
+    trainer: Trainer,
+    journal: Journal,
+    position: Position,
+    test_rows: usize,
+    /// When this process began, and all seconds of the run before that.
+    started: Instant,
+    seconds_before: f64,
+    last_checkpoint: Instant,
+    has_checkpoint: bool,
+    last_review_step: u64,
+    /// Rows and seconds of training in this process, and since the last review.
+    trained: (u64, f64),
+    since_review: (u64, f64),
+    last_review_seconds: f64,
+    rate: f64,
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        config: &'a Config,
+        folder: RunFolder,
+        trainer: Trainer,
+        data: &Split,
+        position: Position,
+        started: Instant,
+    ) -> Result<Self> {
+        let device = trainer.store().device();
+        Environment::collect(&device.name(), device.isa(), device.threads()).write(&folder)?;
+        let mut journal = Journal::open(&folder)?;
+        journal.truncate_after_step(position.step)?;
+        Ok(Runner {
+            config,
+            has_checkpoint: state::path(&folder).exists(),
+            folder,
+            trainer,
+            journal,
+            test_rows: data.test.rows(),
+            started,
+            seconds_before: position.seconds_total(),
+            last_checkpoint: Instant::now(),
+            last_review_step: u64::MAX,
+            trained: (0, 0.0),
+            since_review: (0, 0.0),
+            last_review_seconds: 0.0,
+            rate: f64::NAN,
+            position,
+        })
+    }
+
+    /// All updates of the run, when only epochs bound it.
+    fn total_steps(&self) -> Option<u64> {
+        self.config.train.epochs.map(|epochs| epochs * self.trainer.steps_per_epoch())
+    }
+
+    /// Share of the budget that is used, 0 to 1: by steps, by time, or the larger of the two.
+    fn progress(&self) -> f64 {
+        let by_steps =
+            self.total_steps().map_or(0.0, |total| self.position.step as f64 / total as f64);
+        let by_time = self
+            .config
+            .train
+            .seconds
+            .map_or(0.0, |seconds| self.position.seconds_training() / seconds);
+        by_steps.max(by_time).clamp(0.0, 1.0)
+    }
+
+    fn train(mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+        observer.started(&self.describe()?);
+        let reason = match self.to_the_end(observer, stop) {
+            Ok(reason) => reason,
+            Err(error) => {
+                // The journal says that the run failed; the checkpoint stays the last good one.
+                if matches!(error, Error::Diverged { .. }) {
+                    self.finish("diverged", observer)?;
+                }
+                return Err(error);
+            }
+        };
+        self.checkpoint()?;
+        let done = self.finish(reason.name(), observer)?;
+        let missed_target = self.config.train.target_acc.is_some()
+            && !matches!(reason, Reason::Target | Reason::Interrupted);
+        Ok(Outcome { reason, done, missed_target })
+    }
+
+    fn describe(&mut self) -> Result<Started> {
+        let (rows, steps_per_epoch) = (self.trainer.rows(), self.trainer.steps_per_epoch());
+        let device = self.trainer.store().device();
+        let device = format!(
+            "{} ({}, {} threads), f32",
+            device.name(),
+            device.isa(),
+            device.threads()
+        );
+        let total_steps = self.total_steps();
+        let parameters = self.trainer.parameters().parameters().count();
+        let (recording, _) = self.trainer.step_recording()?;
+        Ok(Started {
+            folder: self.folder.path().to_owned(),
+            parameters,
+            step_flops: recording.cost().flops,
+            arena_bytes: recording.memory().arena_bytes,
+            device,
+            rows: (rows, self.test_rows),
+            steps_per_epoch,
+            total_steps,
+            resumed_at: self.position.step,
+        })
+    }
+
+    fn to_the_end(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Reason> {
+        let limits = self.config.train.clone();
+        if let Some(reason) = self.ended_before(&limits) {
+            return Ok(reason);
+        }
+        let trace_every =
+            self.total_steps().map_or(1, |total| total.div_ceil(TRACE_POINTS)).max(1);
+        loop {
+            self.trainer.start_epoch(self.position.epoch)?;
+            while self.position.offset < self.trainer.rows() {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(Reason::Interrupted);
+                }
+                let out_of_time =
+                    limits.seconds.is_some_and(|s| self.position.seconds_training() >= s);
+                if out_of_time {
+                    self.review(observer)?;
+                    return Ok(self.reached(&limits).unwrap_or(Reason::Time));
+                }
+                self.step(observer, trace_every)?;
+                let mid_epoch = self.position.offset < self.trainer.rows();
+                if mid_epoch && self.checkpoint_is_due() {
+                    self.checkpoint()?;
+                }
+            }
+            self.position.epoch += 1;
+            self.position.offset = 0;
+            let last = limits.epochs.is_some_and(|epochs| self.position.epoch >= epochs);
+            if last || self.review_is_affordable() {
+                self.review(observer)?;
+                if let Some(reason) = self.reached(&limits) {
+                    return Ok(reason);
+                }
+            }
+            if last {
+                return Ok(Reason::Epochs);
+            }
+            if self.checkpoint_is_due() {
+                self.checkpoint()?;
+            }
+        }
+    }
+
+    /// Whether a resumed run was at its end already.
+    fn ended_before(&self, limits: &super::LoopConfig) -> Option<Reason> {
+        if self.position.step == 0 {
+            return None;
+        }
+        if self.position.seconds_to_target.is_some() {
+            return Some(Reason::Target);
+        }
+        if limits.epochs.is_some_and(|epochs| self.position.epoch >= epochs) {
+            return Some(Reason::Epochs);
+        }
+        None
+    }
+
+    fn step(&mut self, observer: &mut dyn Observer, trace_every: u64) -> Result<()> {
+        let began = Instant::now();
+        let position = optim::Position {
+            step: self.position.step,
+            // With a time budget the horizon is the clock, not a number of steps.
+            total_steps: self.total_steps().filter(|_| self.config.train.seconds.is_none()),
+            progress: self.progress(),
+        };
+        self.rate = self.config.schedule.rate(self.config.optimizer.rate(), position);
+        let step = self.position.step + 1;
+        let offset = self.position.offset;
+        let loss = self.trainer.step(step, offset, self.rate)?;
+        if !loss.is_finite() {
+            return Err(self.diverged(step, offset, loss)?);
+        }
+        let rows = self.trainer.update_rows(offset);
+        self.position.step = step;
+        self.position.offset += rows;
+        self.position.set_loss_sum(self.position.loss_sum() + loss);
+        self.position.loss_count += 1;
+        let seconds = began.elapsed().as_secs_f64();
+        self.position.set_seconds_training(self.position.seconds_training() + seconds);
+        for (count, time) in [&mut self.trained, &mut self.since_review] {
+            *count += rows as u64;
+            *time += seconds;
+        }
+        if step.is_multiple_of(trace_every) {
+            let seconds = self.position.seconds_training();
+            self.journal.append(Step { step, seconds, loss, lr: self.rate })?;
+        }
+        observer.step(&Progress {
+            step,
+            epoch: self.position.epoch + 1,
+            progress: self.progress(),
+            loss,
+            rate: self.rate,
+            seconds: self.position.seconds_training(),
+            rows: self.trained,
+        });
+        Ok(())
+    }
+
+    fn diverged(&mut self, step: u64, offset: usize, loss: f64) -> Result<Error> {
+        let place = match self.trainer.diagnose(step, offset)? {
+            Some(found) => {
+                format!("{} is {} at index {}", found.place, found.value, found.index)
+            }
+            None => format!("the loss is {loss}"),
+        };
+        let checkpoint = match self.has_checkpoint {
+            true => state::path(&self.folder).display().to_string(),
+            false => "none yet".to_owned(),
+        };
+        Ok(Error::Diverged { step, place, checkpoint })
+    }
+
+    /// Whether another review keeps within its share of the training time.
+    fn review_is_affordable(&self) -> bool {
+        let next = self.position.seconds_review() + self.last_review_seconds;
+        next <= self.config.train.review_share * self.position.seconds_training()
+    }
+
+    fn review(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.last_review_step == self.position.step {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let Review { loss, accuracy, margin } = self.trainer.review()?;
+        self.last_review_seconds = began.elapsed().as_secs_f64();
+        let seconds_review = self.position.seconds_review() + self.last_review_seconds;
+        self.position.set_seconds_review(seconds_review);
+        self.position.accuracy = Some(accuracy.to_bits());
+        let seconds = self.position.seconds_training();
+        let reached = self.config.train.target_acc.is_some_and(|target| accuracy >= target);
+        if reached && self.position.seconds_to_target.is_none() {
+            self.position.seconds_to_target = Some(seconds.to_bits());
+        }
+        let row = Epoch {
+            epoch: self.position.epoch,
+            step: self.position.step,
+            seconds,
+            train_loss: self.position.loss_sum() / self.position.loss_count as f64,
+            test_loss: loss,
+            test_acc: accuracy,
+            train_acc: None,
+            margin,
+            lr: self.rate,
+            samples_per_s: self.since_review.0 as f64 / self.since_review.1,
+            review_seconds: self.last_review_seconds,
+            extra: Default::default(),
+        };
+        self.journal.append(row.clone())?;
+        self.position.set_loss_sum(0.0);
+        self.position.loss_count = 0;
+        self.since_review = (0, 0.0);
+        self.last_review_step = self.position.step;
+        observer.review(&row);
+        Ok(())
+    }
+
+    fn reached(&self, limits: &super::LoopConfig) -> Option<Reason> {
+        let accuracy = f64::from_bits(self.position.accuracy?);
+        limits.target_acc.filter(|target| accuracy >= *target).map(|_| Reason::Target)
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        self.last_checkpoint.elapsed().as_secs_f64() >= self.config.train.checkpoint_seconds
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        let seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        self.position.set_seconds_total(seconds);
+        self.journal.flush()?;
+        state::save(&self.trainer, &self.folder, &self.position)?;
+        self.has_checkpoint = true;
+        self.last_checkpoint = Instant::now();
+        Ok(())
+    }
+
+    fn finish(&mut self, reason: &str, observer: &mut dyn Observer) -> Result<Done> {
+        let done = Done {
+            reason: reason.to_owned(),
+            seconds_training: self.position.seconds_training(),
+            seconds_total: self.seconds_before + self.started.elapsed().as_secs_f64(),
+            seconds_to_target: self.position.seconds_to_target.map(f64::from_bits),
+            test_acc: self.position.accuracy.map_or(f64::NAN, f64::from_bits),
+            run: self.folder.path().display().to_string(),
+            epochs: self.position.epoch,
+            step: self.position.step,
+        };
+        self.journal.append(done.clone())?;
+        self.journal.flush()?;
+        render(&self.folder)?;
+        observer.done(&done);
+        Ok(done)
+    }
+}

@@ -1,0 +1,143 @@
+//! What a checkpoint holds, beside weights and optimizer state: where the run stands.
+
+use super::trainer::Trainer;
+use crate::error::{Error, Result};
+use crate::runs::{Checkpoint, RunFolder, save_from};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Name of the checkpoint in a run folder.
+const FILE: &str = "model.safetensors";
+
+/// Where a run stands, between two steps. Fractions are kept as bits, to come back exactly.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Position {
+    /// Updates done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: u64,
+    /// Rows of the current epoch that are done.
+    pub offset: usize,
+    /// Bits of the sum of the losses since the last review.
+    loss_sum: u64,
+    /// Updates since the last review.
+    pub loss_count: u64,
+    /// Bits of the seconds of training.
+    seconds_training: u64,
+    /// Bits of all seconds.
+    seconds_total: u64,
+    /// Bits of the seconds of reviews.
+    seconds_review: u64,
+    /// Bits of the seconds of training when the target was first reached.
+    pub seconds_to_target: Option<u64>,
+    /// Bits of the last review's accuracy.
+    pub accuracy: Option<u64>,
+}
+
+macro_rules! fractions {
+    ($($field:ident, $set:ident;)*) => {
+        impl Position {$(
+            pub(super) fn $field(&self) -> f64 {
+                f64::from_bits(self.$field)
+            }
+            pub(super) fn $set(&mut self, value: f64) {
+                self.$field = value.to_bits();
+            }
+        )*}
+    };
+}
+fractions! {
+    loss_sum, set_loss_sum;
+    seconds_training, set_seconds_training;
+    seconds_total, set_seconds_total;
+    seconds_review, set_seconds_review;
+}
+
+/// Path of a folder's checkpoint.
+pub(super) fn path(folder: &RunFolder) -> PathBuf {
+    folder.file(FILE)
+}
+
+/// Saves weights, optimizer state and position, beside the old checkpoint and then in its place.
+pub(super) fn save(trainer: &Trainer, folder: &RunFolder, position: &Position) -> Result<()> {
+    let store = trainer.store();
+    let parameters = trainer.parameters();
+    let read = |region| -> Result<Vec<f32>> {
+        let mut values = vec![0f32; store.len(region)];
+        store.read(region, 0, &mut values)?;
+        Ok(values)
+    };
+    let weights = read(parameters.weights())?;
+    let state = trainer
+        .optimizer()
+        .state()
+        .iter()
+        .map(|&(name, region)| Ok((name, read(region)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let named = parameters.infos().iter().map(|info| {
+        let values = &weights[info.offset..info.offset + info.shape.elements()];
+        (info.name.as_str(), info.shape.extents().to_vec(), values)
+    });
+    let moments = state.iter().map(|(name, values)| (*name, vec![values.len()], &values[..]));
+    let position = serde_json::to_value(position)
+        .unwrap_or_else(|e| panic!("a position is always JSON: {e}"));
+    save_from(&path(folder), named.chain(moments), &position)
+}
+
+/// Loads weights only: for evaluation.
+pub(super) fn load_weights(trainer: &mut Trainer, folder: &RunFolder) -> Result<Position> {
+    let file = path(folder);
+    let checkpoint = Checkpoint::load(&file)?;
+    let parameters = trainer.parameters().clone();
+    let mut weights = vec![0f32; parameters.parameters().flat_len()];
+    for info in parameters.infos() {
+        let shape = info.shape.extents();
+        let (found, values) = checkpoint.tensor(&info.name).ok_or_else(|| {
+            let problem = format!("is of another model: it has no tensor '{}'", info.name);
+            Error::checkpoint(&file, problem)
+        })?;
+        if found != shape {
+            let problem = format!(
+                "is of another model: '{}' has shape {found:?}, the configured model {shape:?}",
+                info.name
+            );
+            return Err(Error::checkpoint(&file, problem));
+        }
+        weights[info.offset..info.offset + values.len()].copy_from_slice(values);
+    }
+    let states = trainer.optimizer().state();
+    for (name, ..) in &checkpoint.tensors {
+        let known = parameters.infos().iter().any(|info| info.name == *name)
+            || states.iter().any(|(state, _)| state == name);
+        if !known {
+            let problem = format!("is of another model or optimizer: it has a tensor '{name}'");
+            return Err(Error::checkpoint(&file, problem));
+        }
+    }
+    let region = parameters.weights();
+    trainer.store_mut().write(region, 0, &weights)?;
+    serde_json::from_value(checkpoint.state)
+        .map_err(|e| Error::checkpoint(&file, format!("its position cannot be read: {e}")))
+}
+
+/// Loads everything: the run goes on exactly where it was.
+pub(super) fn load(trainer: &mut Trainer, folder: &RunFolder) -> Result<Position> {
+    let file = path(folder);
+    let position = load_weights(trainer, folder)?;
+    let checkpoint = Checkpoint::load(&file)?;
+    for (name, region) in trainer.optimizer().state().to_vec() {
+        let wanted = trainer.store().len(region);
+        let values = checkpoint.tensor(name).map(|(_, values)| values);
+        let Some(values) = values.filter(|values| values.len() == wanted) else {
+            let problem = format!("is of another optimizer: no '{name}' of {wanted} values");
+            return Err(Error::checkpoint(&file, problem));
+        };
+        trainer.store_mut().write(region, 0, values)?;
+    }
+    if position.offset >= trainer.rows() {
+        let problem = format!("stands at row {} of {}", position.offset, trainer.rows());
+        return Err(Error::checkpoint(&file, problem));
+    }
+    Ok(position)
+}

@@ -1,0 +1,439 @@
+//! A model with its data on a device: steps and reviews, replayed from recordings.
+
+use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order_into};
+use crate::device::{Device, U64Slot};
+use crate::error::{Error, Result};
+use crate::nn::{Bound, Forward, Mode, Module, Parameters};
+use crate::ops::{self, Recorder, Var};
+use crate::optim::{Optimizer, OptimizerConfig, Segment};
+use crate::tape::{Cache, NotFinite, Recording, Region, Store, Tape};
+use crate::tensor::{DType, Shape};
+use std::collections::HashMap;
+
+/// How a [`Trainer`] trains.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Batches whose gradients are averaged for one update.
+    pub accumulate: usize,
+    /// Share of a label that is spread over all classes.
+    pub label_smoothing: f32,
+    /// Seed of initialisation, shuffling and dropout.
+    pub seed: u64,
+    /// The update rule.
+    pub optimizer: OptimizerConfig,
+    /// How inputs are scaled.
+    pub normalise: NormalisationKind,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        TrainOptions {
+            batch: 128,
+            accumulate: 1,
+            label_smoothing: 0.0,
+            seed: 0,
+            optimizer: OptimizerConfig::default(),
+            normalise: NormalisationKind::Global,
+        }
+    }
+}
+
+/// What a review found on the test set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Review {
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Share of rows classified right, 0 to 1.
+    pub accuracy: f64,
+    /// Mean logit of the right class minus the largest other one.
+    pub margin: f64,
+}
+
+/// A data set in device memory.
+struct Resident {
+    values: Region,
+    labels: Region,
+    order: Region,
+    rows: usize,
+    features: usize,
+}
+
+/// One recording of a step is made for each of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct StepKey {
+    rows: usize,
+    /// Rows of the whole update.
+    total: usize,
+    /// Whether this batch's gradients start the sum.
+    first: bool,
+    /// Whether the update follows.
+    last: bool,
+}
+
+/// Rows of a review batch.
+const REVIEW_ROWS: usize = 512;
+
+/// A model, its parameters and optimizer, and a data set, on one device.
+pub struct Trainer {
+    store: Store,
+    model: Box<dyn Module>,
+    parameters: Bound,
+    optimizer: Optimizer,
+    options: TrainOptions,
+    train: Resident,
+    test: Resident,
+    scale: Region,
+    shift: Region,
+    row_shape: Vec<usize>,
+    classes: usize,
+    offset: U64Slot,
+    steps: Cache<StepKey>,
+    step_losses: HashMap<StepKey, Var>,
+    reviews: Cache<usize>,
+    review_results: HashMap<usize, (Var, Var)>,
+    order: Vec<u32>,
+}
+
+impl Trainer {
+    /// Puts the model's parameters and the data onto the device.
+    ///
+    /// # Errors
+    /// The model does not fit the data (the error names the layer), a parameter is not used, the
+    /// options cannot be used, or a data set is empty.
+    pub fn new(
+        device: &Device,
+        model: Box<dyn Module>,
+        parameters: Parameters,
+        data: &Split,
+        options: TrainOptions,
+    ) -> Result<Trainer> {
+        options.optimizer.validate()?;
+        if options.batch == 0 || options.accumulate == 0 {
+            return Err(Error::config("batch", "a batch has at least one row"));
+        }
+        for (name, set) in [("train", &data.train), ("test", &data.test)] {
+            if set.rows() == 0 {
+                return Err(Error::config(format!("data.{name}"), "the set has no rows"));
+            }
+        }
+        let normalisation = Normalisation::new(options.normalise, &data.train);
+        let mut store = Store::new(device);
+        let parameters = parameters.bind(&mut store, options.seed)?;
+        let segments = parameters
+            .infos()
+            .iter()
+            .map(|info| Segment {
+                offset: info.offset,
+                len: info.shape.elements(),
+                rate_factor: info.rate_factor,
+                decay_factor: info.decay_factor,
+            })
+            .collect();
+        let flat_len = parameters.parameters().flat_len();
+        let optimizer = Optimizer::new(&options.optimizer, segments, flat_len, &mut store)?;
+        let train = resident(&mut store, "train", &data.train);
+        let test = resident(&mut store, "test", &data.test);
+        let identity: Vec<u32> = (0..test.rows as u32).collect();
+        store.write(test.order, 0, &identity)?;
+        let scale = store.upload("scale", &normalisation.scale);
+        let shift = store.upload("shift", &normalisation.shift);
+        let offset = store.control_mut().u64_slot("batch offset", 0);
+        let mut trainer = Trainer {
+            order: vec![0; train.rows],
+            row_shape: data.train.shape().to_vec(),
+            classes: data.train.classes(),
+            steps: Cache::default(),
+            step_losses: HashMap::new(),
+            reviews: Cache::default(),
+            review_results: HashMap::new(),
+            store,
+            model,
+            parameters,
+            optimizer,
+            options,
+            train,
+            test,
+            scale,
+            shift,
+            offset,
+        };
+        trainer.prepare_step(trainer.update_rows(0))?;
+        Ok(trainer)
+    }
+
+    /// The parameters.
+    pub fn parameters(&self) -> &Bound {
+        &self.parameters
+    }
+
+    /// Memory and control block.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Memory and control block, to change them.
+    pub fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    /// The optimizer.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Training rows.
+    pub fn rows(&self) -> usize {
+        self.train.rows
+    }
+
+    /// Updates of one epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        let rows = self.options.batch * self.options.accumulate;
+        self.train.rows.div_ceil(rows) as u64
+    }
+
+    /// Rows of the update that starts at row `offset` of the epoch.
+    pub fn update_rows(&self, offset: usize) -> usize {
+        (self.options.batch * self.options.accumulate).min(self.train.rows - offset)
+    }
+
+    /// Shuffles the training rows for an epoch: a function of seed and epoch alone.
+    ///
+    /// # Errors
+    /// None on a CPU.
+    pub fn start_epoch(&mut self, epoch: u64) -> Result<()> {
+        order_into(self.options.seed, epoch, &mut self.order);
+        self.store.write(self.train.order, 0, &self.order)
+    }
+
+    /// The parts of an update of `rows` rows: key and first row of each.
+    fn parts(&self, rows: usize) -> impl Iterator<Item = (StepKey, usize)> + use<> {
+        let batch = self.options.batch;
+        (0..rows).step_by(batch).map(move |start| {
+            let end = (start + batch).min(rows);
+            let key =
+                StepKey { rows: end - start, total: rows, first: start == 0, last: end == rows };
+            (key, start)
+        })
+    }
+
+    /// Records what an update of `rows` rows needs, if it is not recorded yet.
+    fn prepare_step(&mut self, rows: usize) -> Result<()> {
+        for (key, _) in self.parts(rows) {
+            if !self.step_losses.contains_key(&key) {
+                let (recording, loss) = self.record_step(key)?;
+                self.steps.get(key, || Ok(recording))?;
+                self.step_losses.insert(key, loss);
+            }
+        }
+        Ok(())
+    }
+
+    /// One update from the rows of the epoch's order that start at `offset`. `step` counts from 1.
+    /// Returns the mean loss, before the update. When the loss is not finite, nothing is updated.
+    ///
+    /// # Errors
+    /// `offset` is past the end, or recording fails.
+    pub fn step(&mut self, step: u64, offset: usize, rate: f64) -> Result<f64> {
+        let rows = self.update_rows(offset);
+        self.prepare_step(rows)?;
+        let (_, counter) = self.parameters.randomness();
+        self.optimizer.prepare(self.store.control_mut(), step, rate, 1.0);
+        let mut total = 0.0;
+        for (number, (key, start)) in self.parts(rows).enumerate() {
+            let control = self.store.control_mut();
+            control.set_u64(self.offset, (offset + start) as u64);
+            // Each batch of each step has masks of its own.
+            control.set_u64(counter, (step << 16) + number as u64);
+            let recording = self.steps.get(key, || unreachable!("prepared above"))?;
+            recording.replay(&mut self.store)?;
+            let mut loss = [0f32];
+            recording.read_into(self.step_losses[&key], &mut loss)?;
+            total += f64::from(loss[0]) * (key.rows as f64 / key.total as f64);
+            if !loss[0].is_finite() {
+                return Ok(f64::from(loss[0]));
+            }
+        }
+        Ok(total)
+    }
+
+    /// Where the step of these rows first meets a value that is not finite. Nothing is updated.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn diagnose(&mut self, step: u64, offset: usize) -> Result<Option<NotFinite>> {
+        for info in self.parameters.infos() {
+            let mut values = vec![0f32; info.shape.elements()];
+            self.store.read(self.parameters.weights(), info.offset, &mut values)?;
+            if let Some((index, &value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite())
+            {
+                return Ok(Some(NotFinite { place: info.name.clone(), index, value }));
+            }
+        }
+        let rows = self.update_rows(offset);
+        let (_, counter) = self.parameters.randomness();
+        for (number, (key, start)) in self.parts(rows).enumerate() {
+            let control = self.store.control_mut();
+            control.set_u64(self.offset, (offset + start) as u64);
+            control.set_u64(counter, (step << 16) + number as u64);
+            let recording = self.steps.get(key, || unreachable!("the step ran before"))?;
+            if let Some(found) = recording.replay_checked(&mut self.store)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Records the model's pass over a batch: its logits [rows, classes] and labels.
+    fn record_forward(
+        &self,
+        tape: &mut Tape,
+        data: &Resident,
+        rows: usize,
+        mode: Mode,
+    ) -> Result<(Var, Var, Vec<Var>)> {
+        let values = tape.persistent("values", data.values, 0, [data.rows, data.features])?;
+        let labels = tape.persistent("labels", data.labels, 0, [data.rows])?;
+        let order = tape.persistent("order", data.order, 0, [data.rows])?;
+        let scale = tape.persistent("scale", self.scale, 0, [data.features])?;
+        let shift = tape.persistent("shift", self.shift, 0, [data.features])?;
+        let batch = tape.scoped("data", |tape| {
+            ops::batch(tape, values, labels, order, scale, shift, rows, self.offset)
+        })?;
+        let shape: Vec<usize> = [&[rows], &self.row_shape[..]].concat();
+        let inputs = match self.row_shape.len() {
+            1 => batch.inputs,
+            _ => ops::reshape(tape, batch.inputs, Shape::from(shape))?,
+        };
+        let mut pass = Forward::new(tape, mode, &self.parameters);
+        let logits = self.model.forward(&mut pass, inputs)?;
+        let read = pass.into_read();
+        if read.len() != self.parameters.infos().len() {
+            let unread = self
+                .parameters
+                .infos()
+                .iter()
+                .enumerate()
+                .find(|(i, _)| !read.iter().any(|(parameter, _)| parameter.index() == *i));
+            let name = unread.map_or("", |(_, info)| &info.name);
+            return Err(Error::config(name, "this parameter is declared, but the model does not use it"));
+        }
+        let found = &tape.tensor_type(logits).shape;
+        let wanted = Shape::from([rows, self.classes]);
+        if *found != wanted {
+            let problem = format!(
+                "the last layer gives rows of shape {:?}, the data has {} classes",
+                &found.extents()[1..],
+                self.classes
+            );
+            return Err(Error::config("model.layers", problem));
+        }
+        Ok((logits, batch.labels, read.into_iter().map(|(_, var)| var).collect()))
+    }
+
+    fn record_step(&self, key: StepKey) -> Result<(Recording, Var)> {
+        let mut tape = Tape::new(&self.store);
+        let (logits, labels, weights) =
+            self.record_forward(&mut tape, &self.train, key.rows, Mode::Train)?;
+        let loss = tape.scoped("loss", |tape| {
+            ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
+        })?;
+        // Batches of one update count by their rows.
+        let share = key.rows as f32 / key.total as f32;
+        let shape = tape.tensor_type(loss.loss).shape.clone();
+        let upstream = tape.fill(shape, share);
+        let gradients = tape.vector_jacobian(&[(loss.loss, upstream)], &weights)?;
+        for (info, gradient) in self.parameters.infos().iter().zip(gradients) {
+            let region = self.parameters.gradients();
+            if key.first {
+                tape.place(gradient, region, info.offset)?;
+            } else {
+                let name = format!("{}.gradient", info.name);
+                let sum = tape.persistent(&name, region, info.offset, &info.shape)?;
+                ops::accumulate(&mut tape, sum, gradient)?;
+            }
+        }
+        if key.last {
+            let (weights, gradients) = (self.parameters.weights(), self.parameters.gradients());
+            tape.scoped("optimizer", |tape| {
+                self.optimizer.record(tape, weights, gradients, Some(loss.loss))
+            })?;
+        }
+        tape.output(loss.loss)?;
+        Ok((tape.compile(&self.store)?, loss.loss))
+    }
+
+    fn record_review(&self, rows: usize) -> Result<(Recording, (Var, Var))> {
+        let mut tape = Tape::new(&self.store);
+        let (logits, labels, _) =
+            self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
+        let loss = tape.scoped("loss", |tape| {
+            ops::softmax_cross_entropy(tape, logits, labels, 0.0)
+        })?;
+        tape.output(loss.loss)?;
+        tape.output(loss.statistics)?;
+        Ok((tape.compile(&self.store)?, (loss.loss, loss.statistics)))
+    }
+
+    /// Loss, accuracy and margin on the test set.
+    ///
+    /// # Errors
+    /// Recording fails.
+    pub fn review(&mut self) -> Result<Review> {
+        let total = self.test.rows;
+        let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
+        for start in (0..total).step_by(REVIEW_ROWS) {
+            let rows = REVIEW_ROWS.min(total - start);
+            if !self.review_results.contains_key(&rows) {
+                let (recording, results) = self.record_review(rows)?;
+                self.reviews.get(rows, || Ok(recording))?;
+                self.review_results.insert(rows, results);
+            }
+            self.store.control_mut().set_u64(self.offset, start as u64);
+            let recording = self.reviews.get(rows, || unreachable!("recorded above"))?;
+            recording.replay(&mut self.store)?;
+            let (loss_var, statistics_var) = self.review_results[&rows];
+            let (mut batch_loss, mut statistics) = ([0f32], [0f32; 4]);
+            recording.read_into(loss_var, &mut batch_loss)?;
+            recording.read_into(statistics_var, &mut statistics)?;
+            loss += f64::from(batch_loss[0]) * rows as f64;
+            margin += f64::from(statistics[0]) * rows as f64;
+            right += f64::from(statistics[2]);
+        }
+        let total = total as f64;
+        Ok(Review { loss: loss / total, accuracy: right / total, margin: margin / total })
+    }
+
+    /// The recording of a whole step of the first batch, for profiles and cost figures.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn step_recording(&mut self) -> Result<(&mut Recording, &mut Store)> {
+        let rows = self.options.batch.min(self.train.rows);
+        let key = StepKey { rows, total: rows, first: true, last: true };
+        if !self.step_losses.contains_key(&key) {
+            let (recording, loss) = self.record_step(key)?;
+            self.steps.get(key, || Ok(recording))?;
+            self.step_losses.insert(key, loss);
+        }
+        self.store.control_mut().set_u64(self.offset, 0);
+        let recording = self.steps.get(key, || unreachable!("recorded above"))?;
+        Ok((recording, &mut self.store))
+    }
+}
+
+fn resident(store: &mut Store, name: &str, data: &Dataset) -> Resident {
+    let values = match data.values() {
+        Values::U8(bytes) => store.upload(&format!("{name}.values"), bytes),
+        Values::F32(values) => store.upload(&format!("{name}.values"), values),
+    };
+    Resident {
+        values,
+        labels: store.upload(&format!("{name}.labels"), data.labels()),
+        order: store.allocate(&format!("{name}.order"), DType::U32, data.rows()),
+        rows: data.rows(),
+        features: data.features(),
+    }
+}
