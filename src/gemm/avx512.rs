@@ -27,6 +27,8 @@ impl Kernel for Avx512 {
     const ROWS: usize = ROWS;
     const LANES: usize = LANES;
     const DEPTH: usize = 256;
+    /// With 14 rows to a panel, reading B as stored was never slower.
+    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     unsafe fn multiply(micro: &Micro) {
         debug_assert!((1..=ROWS).contains(&micro.rows) && (1..=2 * LANES).contains(&micro.cols));
@@ -51,6 +53,7 @@ fn lanes(count: usize) -> __mmask16 {
 ///
 /// # Safety
 /// As [`Kernel::multiply`].
+#[allow(clippy::needless_range_loop, reason = "one index for registers and addresses")]
 #[target_feature(enable = "avx512f")]
 unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Micro) {
     let Micro { cols, depth, mut a, a_depth, mut b, b_depth, c, ldc, accumulate, .. } = *micro;
@@ -91,20 +94,44 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
     }
 }
 
+/// Writes group `p` of a panel from lane `first` on: with a plain store, which is faster, where that stays in the panel and what it
+/// writes too much is written again by the next group, else with a masked one.
+///
+/// # Safety
+/// `p` and `first` lie inside the panel of `packing`, which is written in ascending order of `p`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn put(packing: &Packing, p: usize, first: usize, value: __m512) {
+    let Packing { width, depth, panel, .. } = *packing;
+    let place = p * width + first;
+    // SAFETY: the conditions keep the plain store inside `width * depth`, the mask the other one inside `width` (contract).
+    unsafe {
+        if first + LANES <= width || (width < LANES && place + LANES <= width * depth) {
+            _mm512_storeu_ps(panel.add(place), value);
+        } else {
+            _mm512_mask_storeu_ps(panel.add(place), lanes(width - first), value);
+        }
+    }
+}
+
 /// Packs rows that are contiguous across the panel.
 ///
 /// # Safety
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f")]
 unsafe fn copy(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, panel, .. } = *packing;
-    for first in (0..width).step_by(LANES) {
-        let (read, write) = (lanes(count.saturating_sub(first)), lanes(width - first));
-        for p in 0..depth {
-            // SAFETY: the masks hold back what lies beyond `count` in the source and `width` in the panel (contract).
+    let Packing { source, stride, count, width, depth, .. } = *packing;
+    for p in 0..depth {
+        for first in (0..width).step_by(LANES) {
+            let place = source.wrapping_add(p * stride + first);
+            // SAFETY: the condition or the mask holds back what lies beyond `count` in the source (contract).
             unsafe {
-                let row = _mm512_maskz_loadu_ps(read, source.wrapping_add(p * stride + first));
-                _mm512_mask_storeu_ps(panel.add(p * width + first), write, row);
+                let row = if first + LANES <= count {
+                    _mm512_loadu_ps(place)
+                } else {
+                    _mm512_maskz_loadu_ps(lanes(count.saturating_sub(first)), place)
+                };
+                put(packing, p, first, row);
             }
         }
     }
@@ -116,28 +143,28 @@ unsafe fn copy(packing: &Packing) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, panel, .. } = *packing;
+    let Packing { source, stride, count, width, depth, .. } = *packing;
     for first in (0..width).step_by(LANES) {
         let rows = count.saturating_sub(first).min(LANES);
-        let write = lanes(width - first);
         for p in (0..depth).step_by(LANES) {
-            let read = lanes(depth - p);
             let mut block = [_mm512_setzero_ps(); LANES];
             for (i, row) in block.iter_mut().enumerate() {
                 if i < rows {
-                    // SAFETY: row `first + i` is below `count`, and the mask holds back what lies beyond `depth` (contract).
+                    let place = source.wrapping_add((first + i) * stride + p);
+                    // SAFETY: row `first + i` is below `count`; the condition or the mask holds back what lies beyond `depth` (contract).
                     *row = unsafe {
-                        _mm512_maskz_loadu_ps(read, source.add((first + i) * stride + p))
+                        if p + LANES <= depth {
+                            _mm512_loadu_ps(place)
+                        } else {
+                            _mm512_maskz_loadu_ps(lanes(depth - p), place)
+                        }
                     };
                 }
             }
-            let block = transposed(block);
-            for (q, row) in block.iter().enumerate() {
+            for (q, row) in transposed(block).into_iter().enumerate() {
                 if q < depth - p {
-                    // SAFETY: group `p + q` is below `depth`, and the mask holds back what lies beyond `width` (contract).
-                    unsafe {
-                        _mm512_mask_storeu_ps(panel.add((p + q) * width + first), write, *row)
-                    };
+                    // SAFETY: group `p + q` is below `depth`.
+                    unsafe { put(packing, p + q, first, row) };
                 }
             }
         }

@@ -20,14 +20,14 @@ mod avx512;
 mod blocking;
 mod driver;
 mod portable;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod probe;
 #[cfg(test)]
 mod tests;
 
 use crate::device::cpu::Isa;
 use blocking::{Grid, Range};
-use driver::{Kernel, Panels};
+use driver::{Kernel, Panels, SourceB};
 
 /// How an operand is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -267,7 +267,7 @@ impl Plan {
             _ => Engine::MatrixMultiply,
         };
         let (panels, unit) = with_kernel!(engine, K => {
-            let panels = Panels::new::<K>(&spec, packed_a, packed_b);
+            let panels = Panels::new::<K>(&spec, packed_a, packed_b, most == 1 || blocking::wanted_chunks(&spec) == 1);
             (panels, panels.unit::<K>())
         }, else (portable::panels(&spec), portable::UNIT));
         let grid = Grid::new(&spec, unit, most);
@@ -277,8 +277,10 @@ impl Plan {
                 true => blocking::pack_chunks(&layout),
                 false => 0,
             };
-            plan.pack_chunks =
-                [chunks(panels.pack_a, plan.packed_a()), chunks(panels.pack_b, plan.packed_b())];
+            plan.pack_chunks = [
+                chunks(panels.pack_a, plan.packed_a()),
+                chunks(panels.b == SourceB::Scratch, plan.packed_b()),
+            ];
         }
         plan
     }
@@ -317,7 +319,7 @@ impl Plan {
 
     /// Where the partial sums start in scratch.
     fn partial_at(&self) -> usize {
-        let b = if self.panels.pack_b { self.packed_b().len() } else { 0 };
+        let b = if self.panels.b == SourceB::Scratch { self.packed_b().len() } else { 0 };
         self.packed_b_at() + b.next_multiple_of(ALIGNMENT)
     }
 
@@ -417,7 +419,7 @@ impl Plan {
             if self.panels.pack_a && self.pack_chunks[0] == 0 {
                 self.pack_a(0, 1, operands);
             }
-            if self.panels.pack_b && self.pack_chunks[1] == 0 {
+            if self.panels.b == SourceB::Scratch && self.pack_chunks[1] == 0 {
                 self.pack_b(0, 1, operands);
             }
             driver::tile::<K>(self, &target, (tile.rows, tile.cols, tile.depth), accumulate, epilogue);
