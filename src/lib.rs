@@ -2,5 +2,6 @@
 
 pub mod device;
 pub mod error;
+pub mod runs;
 
 pub use error::{Error, Result};
