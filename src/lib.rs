@@ -9,6 +9,7 @@ pub mod ops;
 pub mod random;
 pub mod tape;
 pub mod tensor;
+pub mod runs;
 
 pub use device::Device;
 pub use error::{Error, Result};

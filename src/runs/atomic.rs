@@ -1,0 +1,106 @@
+//! Replacing a file so that a reader, and whoever comes after a crash, sees the old or the new one.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// How the name of a file ends that is not complete yet.
+const PARTIAL: &str = ".partial";
+
+/// Replaces `path` by what `write` puts into an empty file.
+///
+/// The new file is written beside the old one, forced to disk, and renamed over it; then the folder
+/// is forced to disk. When anything fails before the rename, the old file is as it was and the
+/// partial one is removed.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    let partial = partial_name(path);
+    let mut file = File::create_new(&partial).map_err(|e| Error::io("create", path, e))?;
+    let written = write(&mut file).and_then(|()| file.sync_all());
+    drop(file);
+    if let Err(source) = written.and_then(|()| fs::rename(&partial, path)) {
+        // The first failure is the one to report; a leftover is removed by the next writer.
+        let _ = fs::remove_file(&partial);
+        return Err(Error::io("write", path, source));
+    }
+    sync_folder(parent(path)).map_err(|e| Error::io("write", path, e))
+}
+
+/// Forces the names in a folder to disk, where the system has such a thing.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+/// Removes partial files that a killed process left in `folder`. To be called only by the process
+/// that holds the folder's lock.
+pub fn remove_partial(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("read", folder, e))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(PARTIAL) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The folder that holds `path`.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A hidden name beside `path` that no other writer of this or another process uses.
+fn partial_name(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (process, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    parent(path).join(format!(".{name}.{process}-{n}{PARTIAL}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::runs::scratch::Scratch;
+
+    #[test]
+    fn a_failing_write_leaves_the_old_file_whole() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("model.safetensors");
+        replace(&path, |file| file.write_all(b"old and whole")).unwrap();
+        let error = replace(&path, |file| {
+            file.write_all(b"half of the n")?;
+            assert_eq!(fs::read(&path)?, b"old and whole", "the old file while writing");
+            Err(io::Error::other("disk on fire"))
+        })
+        .unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("model.safetensors") && text.contains("disk on fire"), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), b"old and whole");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_writer_are_removed_and_nothing_else() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("metrics.jsonl");
+        replace(&path, |file| file.write_all(b"rows")).unwrap();
+        fs::write(partial_name(&path), b"ro").unwrap();
+        fs::write(scratch.path().join("mine.partial"), b"a user's file").unwrap();
+        remove_partial(scratch.path()).unwrap();
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
+        assert_eq!(fs::read(&path).unwrap(), b"rows");
+    }
+}

@@ -1,0 +1,64 @@
+//! What a training run leaves behind: its folder, its journal, its checkpoint, and a report that
+//! shows it beside the runs before it.
+//!
+//! A run folder is `RECIPE-YYYYmmdd-HHMMSS` (UTC) under a root, and holds
+//!
+//! | file                | what                                                | written                |
+//! |---------------------|-----------------------------------------------------|------------------------|
+//! | `config.toml`       | the complete configuration                          | once, atomically       |
+//! | `environment.json`  | machine, compiler, commit, date: [`Environment`]     | once, atomically       |
+//! | `metrics.jsonl`     | one [`Row`] a line: the [`Journal`]                  | appended               |
+//! | `model.safetensors` | weights, optimizer state, position: [`Checkpoint`]   | replaced, atomically   |
+//! | `report.html`       | one page that opens without a network: [`render`]   | replaced, atomically   |
+//!
+//! A process that is killed at any moment leaves each of them whole, but for a half-written last
+//! line of the journal, which readers ignore and the next writer cuts off.
+
+mod atomic;
+pub mod checkpoint;
+pub mod environment;
+pub mod folder;
+pub mod history;
+pub mod metrics;
+mod plot;
+pub mod report;
+pub mod time;
+
+pub use checkpoint::Checkpoint;
+pub use environment::Environment;
+pub use folder::RunFolder;
+pub use history::{Record, State, Summary, list};
+pub use metrics::{Done, Epoch, Journal, Row, Step};
+pub use report::render;
+
+#[cfg(test)]
+mod scratch {
+    //! Folders for tests, removed when dropped.
+
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A folder of its own for one test.
+    pub struct Scratch(PathBuf);
+
+    impl Scratch {
+        pub fn new() -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("twoclocks-runs-{}-{n}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            Scratch(path)
+        }
+
+        pub fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::runs::Environment;
+use crate::runs::metrics::tests::{done, epoch, step};
+use crate::runs::metrics::{Journal, Row};
+use crate::runs::scratch::Scratch;
+
+fn rendered(folder: &RunFolder) -> String {
+    render(folder).unwrap();
+    let html = folder.read_text(REPORT).unwrap();
+    fetches_nothing(&html);
+    well_formed(&html);
+    html
+}
+
+/// Nothing in the page makes a browser ask for anything.
+fn fetches_nothing(html: &str) {
+    let lower = html.to_lowercase();
+    let ways = ["http://", "https://", "src=", "href=", "@import", "url(", "<link", "<script"];
+    for way in ways {
+        assert!(!lower.contains(way), "{way} in the report");
+    }
+}
+
+/// Elements close in the order in which they open.
+fn well_formed(html: &str) {
+    let html = html.replacen("<!doctype html>", "", 1);
+    let mut open = Vec::new();
+    for tag in html.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').expect("a tag ends");
+        let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "closing {tag}");
+        } else if !tag.ends_with('/') && name != "meta" {
+            open.push(name);
+        }
+    }
+    assert_eq!(open, [""; 0]);
+}
+
+fn run(root: &Path, name: &str, rows: Vec<Row>) -> RunFolder {
+    let path = root.join(name);
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("metrics.jsonl"), "").unwrap();
+    let mut folder = RunFolder::open(&path).unwrap();
+    folder.lock().unwrap();
+    let mut journal = Journal::open(&folder).unwrap();
+    for row in rows {
+        journal.append(row).unwrap();
+    }
+    folder
+}
+
+/// A run as one of digits looks: loss falls, accuracy rises, one cycle of the learning rate.
+fn trained(root: &Path, name: &str, epochs: u64, speed: f64, end: &str) -> RunFolder {
+    let mut rows = Vec::new();
+    let steps = 120 * epochs;
+    for n in 1..=steps {
+        let progress = n as f64 / steps as f64;
+        let noise = 1.0 + 0.3 * ((n * 7919 % 101) as f64 / 101.0 - 0.5);
+        let mut row = step(n, 2.4 * (-4.5 * progress).exp() * noise + 0.01);
+        row.lr = 3e-3 * (1.0 - (2.0 * progress - 0.6).abs().min(1.0)).max(0.01);
+        row.seconds = 0.004 * n as f64 / speed;
+        let (lr, seconds) = (row.lr, row.seconds);
+        rows.push(row.into());
+        if n % 120 == 0 {
+            let mut row = epoch(n / 120, n, 1.0 - 0.3 * (-3.0 * progress * speed).exp());
+            row.train_loss = 2.4 * (-4.5 * progress).exp();
+            row.test_loss = 2.4 * (-3.5 * progress).exp() + 0.02;
+            row.train_acc = Some(1.0 - 0.3 * (-4.0 * progress * speed).exp());
+            (row.lr, row.seconds, row.margin) = (lr, seconds, 9.0 * progress);
+            row.review_seconds = 0.06 + 0.02 * progress;
+            row.extra.insert("stable_rank".into(), serde_json::json!([9.0 - progress, 4.5, 2.0]));
+            row.extra.insert("weight_norm".into(), serde_json::json!(20.0 - 3.0 * progress));
+            rows.push(row.into());
+        }
+    }
+    let mut row = done(steps, 1.0 - 0.3 * (-3.0 * speed).exp());
+    row.reason = end.into();
+    row.epochs = epochs;
+    row.seconds_training = 0.004 * steps as f64 / speed;
+    row.seconds_total = row.seconds_training + 1.2;
+    row.seconds_to_target = Some(0.8 * row.seconds_training);
+    rows.push(row.into());
+    let folder = run(root, name, rows);
+    folder.write_config("[train]\nrecipe = \"digits\"\nlr = 0.003 # <one cycle>\n").unwrap();
+    Environment::collect("cpu", "avx512", 2).write(&folder).unwrap();
+    folder
+}
+
+/// With `TWOCLOCKS_TEST_REPORTS=DIR` the pages are kept there, to be looked at.
+fn keep(html: &str, name: &str) {
+    if let Ok(folder) = std::env::var("TWOCLOCKS_TEST_REPORTS") {
+        fs::write(Path::new(&folder).join(name), html).unwrap();
+    }
+}
+
+#[test]
+fn a_finished_run_stands_beside_the_earlier_ones() {
+    let scratch = Scratch::new();
+    let root = scratch.path();
+    trained(root, "digits-20260101-100000", 14, 0.7, "epochs");
+    trained(root, "digits-20260101-110000", 9, 0.9, "epochs");
+    trained(root, "mnist-20260101-120000", 3, 0.5, "interrupted");
+    fs::create_dir(root.join("digits-20260101-130000")).unwrap();
+    fs::write(root.join("digits-20260101-130000/metrics.jsonl"), "<broken>\n").unwrap();
+    trained(root, "digits-20260103-100000", 9, 0.9, "the future");
+    let folder = trained(root, "digits-20260102-100000", 10, 1.1, "target");
+    let html = rendered(&folder);
+    keep(&html, "finished.html");
+    for expected in [
+        "Ended by: <b>target</b>",
+        "98.89 %",
+        "Against the run before, digits-20260101-110000",
+        "earlier runs",
+        "digits-20260101-130000",
+        "line 1: expected value at line 1 column 1\">damaged</td>",
+        "# &lt;one cycle&gt;",
+        "avx512",
+        "Stable rank",
+        "Weight norm",
+        "Time per epoch",
+        "<title>test: ",
+    ] {
+        assert!(html.contains(expected), "no {expected:?}");
+    }
+    assert!(!html.contains("the future"), "a later run is not an earlier one");
+}
+
+#[test]
+fn an_empty_run_has_a_page() {
+    let scratch = Scratch::new();
+    let folder = RunFolder::create(scratch.path(), "digits").unwrap();
+    let html = rendered(&folder);
+    keep(&html, "empty.html");
+    assert!(html.contains("nothing to plot yet") && html.contains(">running<"));
+    assert!(!html.contains("Earlier runs"));
+}
+
+#[test]
+fn a_single_epoch_has_a_page() {
+    let scratch = Scratch::new();
+    let folder = run(scratch.path(), "digits", vec![epoch(1, 10, 1.0).into()]);
+    let html = rendered(&folder);
+    keep(&html, "single.html");
+    assert!(html.contains("100.00 %") && html.contains("<title>epoch 1: training 0.1"));
+}
+
+#[test]
+fn a_diverged_run_has_a_page() {
+    let scratch = Scratch::new();
+    let mut bad = epoch(2, 20, f64::NAN);
+    bad.margin = f64::INFINITY;
+    let mut end = done(20, f64::NAN);
+    (end.reason, end.seconds_to_target) = ("diverged".into(), None);
+    let rows = vec![
+        step(9, 2.0).into(),
+        epoch(1, 10, 0.5).into(),
+        step(15, f64::NAN).into(),
+        step(19, f64::INFINITY).into(),
+        bad.into(),
+        end.into(),
+    ];
+    let html = rendered(&run(scratch.path(), "digits", rows));
+    keep(&html, "diverged.html");
+    assert!(html.contains("Ended by: <b>diverged</b>") && html.contains("not a number"));
+    assert!(html.contains("class=\"state diverged\"") && !html.contains("NaN"));
+}
+
+#[test]
+fn nothing_in_a_run_becomes_markup() {
+    let scratch = Scratch::new();
+    let evil = "<script>alert('x')</script><img onerror=\"x\">&";
+    let mut review = epoch(1, 10, 0.5);
+    review.extra.insert(evil.into(), serde_json::json!({evil: 1.0}));
+    let mut end = done(10, 0.5);
+    end.reason = evil.into();
+    let rows = || vec![review.clone().into(), end.clone().into()];
+    // A folder name may hold anything but a slash.
+    let name = "<b onclick='x'>-20260101-000000";
+    run(scratch.path(), name, rows());
+    let folder = run(scratch.path(), "<b onclick='x'>-20260102-000000", rows());
+    folder.write_config(evil).unwrap();
+    let mut environment = Environment::collect(evil, evil, 1);
+    environment.cpu = Some(evil.into());
+    environment.write(&folder).unwrap();
+    let html = rendered(&folder);
+    assert!(!html.contains("<img") && !html.contains("<b onclick"));
+    assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)"));
+}
+
+#[test]
+fn a_page_is_small() {
+    let scratch = Scratch::new();
+    let html = rendered(&trained(scratch.path(), "digits", 200, 1.0, "epochs"));
+    assert!(html.len() < 400_000, "{} bytes", html.len());
+}
+
+#[test]
+fn durations_read_well() {
+    for (seconds, expected) in [
+        (0.0, "0 s"),
+        (0.0004567, "0.457 ms"),
+        (0.25, "250 ms"),
+        (0.99999, "1.00 s"),
+        (12.345, "12.35 s"),
+        (59.999, "1 min 00 s"),
+        (3725.0, "1 h 02 min"),
+        (f64::NAN, "not a number"),
+    ] {
+        assert_eq!(duration(seconds), expected);
+    }
+}
