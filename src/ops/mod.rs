@@ -24,10 +24,12 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    batch,
     copy,
 }
 
 pub use accumulate::accumulate;
+pub use batch::{Batch, batch};
 pub use copy::copy;
 
 use crate::error::{Error, Result};
