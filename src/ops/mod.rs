@@ -27,6 +27,7 @@ operations! {
     accumulate,
     binary,
     broadcast,
+    batch,
     copy,
     reduce,
 }
@@ -34,6 +35,7 @@ operations! {
 pub use accumulate::accumulate;
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
+pub use batch::{Batch, batch};
 pub use copy::copy;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 
