@@ -1,0 +1,367 @@
+//! `twoclocks bench`: time, rate, floor and ratio.
+
+use crate::{Common, output};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use twoclocks::data::{Split, synthetic};
+use twoclocks::device::cpu::{Cpu, Peak};
+use twoclocks::nn::{LayerConfig, Parameters, Sequential};
+use twoclocks::ops;
+use twoclocks::optim::{Optimizer, OptimizerConfig, Segment};
+use twoclocks::tape::{Recording, Store};
+use twoclocks::train::{TrainOptions, Trainer};
+use twoclocks::{Device, Error, Result, Tape};
+
+/// Bytes up to which a floor counts data at the cache's rate: a large last-level cache.
+const CACHE_BYTES: f64 = (32u64 << 20) as f64;
+
+/// Flags of `twoclocks bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    /// What to time; everything when nothing is named.
+    #[arg(value_enum)]
+    what: Option<What>,
+    /// Sizes: gemm MxNxK, ce ROWSxCLASSES, adamw PARAMETERSxTENSORS.
+    sizes: Vec<String>,
+    /// Nets of `bench step`: mlp64, mlp, mlp2048.
+    #[arg(long, value_name = "NET", num_args = 1..)]
+    work: Vec<String>,
+    /// Element type of the arithmetic: auto or f32.
+    #[arg(long, default_value = "auto")]
+    precision: String,
+    /// Seconds to measure each row for.
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum What {
+    /// Matrix products.
+    Gemm,
+    /// Softmax cross-entropy with its gradient.
+    Ce,
+    /// The AdamW update.
+    Adamw,
+    /// Whole training steps.
+    Step,
+}
+
+/// One measured row.
+struct Row {
+    work: String,
+    /// Items that one repetition handles, for `items_per_s`.
+    items: f64,
+    batch: usize,
+    flops: f64,
+    bytes: f64,
+    seconds: Vec<f64>,
+}
+
+pub fn run(args: BenchArgs) -> Result<ExitCode> {
+    if !(args.seconds > 0.0 && args.seconds.is_finite()) {
+        return Err(Error::config("--seconds", format!("{} is not a time", args.seconds)));
+    }
+    match args.precision.as_str() {
+        "auto" | "f32" => {}
+        "bf16" => return Err(Error::device("cpu", "has no bf16 kernels: use --precision f32")),
+        other => return Err(Error::config("--precision", format!("'{other}' is not auto or f32"))),
+    }
+    if !args.work.is_empty() && !matches!(args.what, None | Some(What::Step)) {
+        return Err(Error::config("--work", "names a net of `bench step`"));
+    }
+    if !args.sizes.is_empty() && args.what == Some(What::Step) {
+        let problem = format!("bench step takes nets by --work, not '{}'", args.sizes[0]);
+        return Err(Error::config("sizes", problem));
+    }
+    let cpu = Arc::new(Cpu::new(args.common.threads.unwrap_or(0))?);
+    let device = Device::Cpu(Arc::clone(&cpu));
+    let peak = cpu.peak();
+    let sizes = |defaults: &[&str]| -> Vec<String> {
+        match args.sizes.is_empty() {
+            true => defaults.iter().map(|&size| size.to_owned()).collect(),
+            false => args.sizes.clone(),
+        }
+    };
+    let budget = Duration::from_secs_f64(args.seconds);
+    if !args.common.json {
+        println!(
+            "{device:?}; peaks of this run: {}FLOP/s, cache {}B/s, memory {}B/s",
+            output::quantity(peak.flops_per_s),
+            output::quantity(peak.cache_bytes_per_s),
+            output::quantity(peak.memory_bytes_per_s)
+        );
+    }
+    let print = |row: Row| report(&row, &cpu, &peak, args.common.json);
+    let wanted = |what: What| args.what.is_none_or(|only| only == what);
+    if wanted(What::Gemm) {
+        let defaults = [
+            "64x64x64", "128x128x128", "256x256x256", "512x512x512", "1024x1024x1024",
+            "128x512x784", "784x512x128", "128x10x512",
+        ];
+        for size in sizes(&defaults) {
+            print(gemm(&device, &size, budget)?);
+        }
+    }
+    if wanted(What::Ce) {
+        for size in sizes(&["128x10", "4096x65", "512x50257"]) {
+            print(cross_entropy(&device, &size, budget)?);
+        }
+    }
+    if wanted(What::Adamw) {
+        for size in sizes(&["10000000x1", "10000000x50"]) {
+            print(adamw(&device, &size, budget)?);
+        }
+    }
+    if wanted(What::Step) {
+        let nets = match args.work.is_empty() {
+            true => vec!["mlp64".to_owned(), "mlp".to_owned(), "mlp2048".to_owned()],
+            false => args.work.clone(),
+        };
+        for net in nets {
+            print(step(&device, &net, budget)?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
+    let mut sorted = row.seconds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = output::quantile(&sorted, 0.5);
+    let floor = peak.floor_seconds(row.flops, row.bytes, CACHE_BYTES);
+    if json {
+        output::line(&json!({
+            "event": "bench",
+            "work": row.work,
+            "device": "cpu",
+            "isa": cpu.isa().name(),
+            "precision": "f32",
+            "threads": cpu.threads(),
+            "batch": row.batch,
+            "median_ms": median * 1e3,
+            "p05_ms": output::quantile(&sorted, 0.05) * 1e3,
+            "p95_ms": output::quantile(&sorted, 0.95) * 1e3,
+            "n": sorted.len(),
+            "items_per_s": row.items / median,
+            "flops": row.flops,
+            "bytes": row.bytes,
+            "floor_ms": floor * 1e3,
+            "ratio_to_floor": median / floor,
+        }));
+        return;
+    }
+    println!(
+        "{:<24} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}",
+        row.work,
+        output::seconds(median),
+        output::seconds(output::quantile(&sorted, 0.05)),
+        output::seconds(output::quantile(&sorted, 0.95)),
+        sorted.len(),
+        output::quantity(row.flops / median),
+        output::quantity(row.bytes / median),
+        median / floor,
+        output::seconds(floor),
+    );
+}
+
+/// Repeats `work` for the budget after a warm-up of a tenth of it (at least 3 repetitions), and
+/// gives the seconds of each repetition.
+fn repeat(budget: Duration, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    const MOST: usize = 200_000;
+    let began = Instant::now();
+    let mut warm = 0;
+    while warm < 3 || began.elapsed() < budget / 10 {
+        work()?;
+        warm += 1;
+    }
+    let mut seconds = Vec::new();
+    let began = Instant::now();
+    while seconds.len() < 3 || (began.elapsed() < budget && seconds.len() < MOST) {
+        let start = Instant::now();
+        work()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(seconds)
+}
+
+fn sizes<const N: usize>(text: &str, form: &str) -> Result<[usize; N]> {
+    let parts: Vec<usize> = text.split('x').map_while(|part| part.parse().ok()).collect();
+    let whole = text.split('x').count() == N;
+    <[usize; N]>::try_from(parts)
+        .ok()
+        .filter(|sizes| whole && sizes.iter().all(|&size| size > 0))
+        .ok_or_else(|| Error::config("sizes", format!("'{text}' is not of the form {form}")))
+}
+
+/// A region of small reproducible values.
+fn region(store: &mut Store, len: usize) -> twoclocks::tape::Region {
+    let mut random = twoclocks::random::Random::new(1, len as u64);
+    let values: Vec<f32> = (0..len).map(|_| random.uniform(-1.0, 1.0) as f32).collect();
+    store.upload("values", &values)
+}
+
+fn timed(mut recording: Recording, mut store: Store, budget: Duration) -> Result<Vec<f64>> {
+    repeat(budget, || recording.replay(&mut store))
+}
+
+fn gemm(device: &Device, size: &str, budget: Duration) -> Result<Row> {
+    let [m, n, k] = sizes(size, "MxNxK")?;
+    let mut store = Store::new(device);
+    let (a, b) = (region(&mut store, m * k), region(&mut store, k * n));
+    let mut tape = Tape::new(&store);
+    let (a, b) = (tape.persistent("a", a, 0, [m, k])?, tape.persistent("b", b, 0, [k, n])?);
+    let c = ops::matmul(&mut tape, a, b, false, false)?;
+    tape.output(c)?;
+    let recording = tape.compile(&store)?;
+    let cost = recording.cost();
+    Ok(Row {
+        work: format!("gemm_{m}x{n}x{k}"),
+        items: 1.0,
+        batch: m,
+        flops: cost.flops,
+        bytes: cost.bytes,
+        seconds: timed(recording, store, budget)?,
+    })
+}
+
+fn cross_entropy(device: &Device, size: &str, budget: Duration) -> Result<Row> {
+    let [rows, classes] = sizes(size, "ROWSxCLASSES")?;
+    let mut store = Store::new(device);
+    let logits = region(&mut store, rows * classes);
+    let labels: Vec<u32> = (0..rows).map(|row| (row * 7919 % classes) as u32).collect();
+    let labels = store.upload("labels", &labels);
+    let mut tape = Tape::new(&store);
+    let logits = tape.persistent("logits", logits, 0, [rows, classes])?;
+    let labels = tape.persistent("labels", labels, 0, [rows])?;
+    let loss = ops::softmax_cross_entropy(&mut tape, logits, labels, 0.0)?;
+    tape.output(loss.loss)?;
+    tape.output(loss.dlogits)?;
+    tape.output(loss.statistics)?;
+    let recording = tape.compile(&store)?;
+    let cost = recording.cost();
+    Ok(Row {
+        work: format!("ce_{rows}x{classes}"),
+        items: rows as f64,
+        batch: rows,
+        flops: cost.flops,
+        bytes: cost.bytes,
+        seconds: timed(recording, store, budget)?,
+    })
+}
+
+fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
+    let [parameters, tensors] = sizes(size, "PARAMETERSxTENSORS")?;
+    if tensors > parameters {
+        return Err(Error::config("sizes", format!("'{size}' has more tensors than parameters")));
+    }
+    let mut store = Store::new(device);
+    let (weights, gradients) = (region(&mut store, parameters), region(&mut store, parameters));
+    let bound = |i: usize| (i as u128 * parameters as u128 / tensors as u128) as usize;
+    let segments = (0..tensors)
+        .map(|i| Segment {
+            offset: bound(i),
+            len: bound(i + 1) - bound(i),
+            rate_factor: 1.0,
+            decay_factor: 1.0,
+        })
+        .collect();
+    let config = OptimizerConfig::default();
+    let optimizer = Optimizer::new(&config, segments, parameters, &mut store)?;
+    let mut tape = Tape::new(&store);
+    optimizer.record(&mut tape, weights, gradients, None)?;
+    let mut recording = tape.compile(&store)?;
+    let cost = recording.cost();
+    let mut step = 0;
+    let seconds = repeat(budget, || {
+        step += 1;
+        optimizer.prepare(store.control_mut(), step, config.rate(), 1.0);
+        recording.replay(&mut store)
+    })?;
+    Ok(Row {
+        work: format!("adamw_{parameters}x{tensors}"),
+        items: parameters as f64,
+        batch: 1,
+        flops: cost.flops,
+        bytes: cost.bytes,
+        seconds,
+    })
+}
+
+/// Widths of the named nets, all with ReLU between.
+fn widths(net: &str) -> Result<&'static [usize]> {
+    Ok(match net {
+        "mlp64" => &[64, 64, 64, 10],
+        "mlp" => &[784, 512, 512, 10],
+        "mlp2048" => &[784, 2048, 2048, 2048, 10],
+        other => {
+            return Err(Error::config("--work", format!("'{other}' is not mlp64, mlp or mlp2048")));
+        }
+    })
+}
+
+fn step(device: &Device, net: &str, budget: Duration) -> Result<Row> {
+    const BATCH: usize = 128;
+    const BATCHES: usize = 16;
+    let widths = widths(net)?;
+    let layers: Vec<LayerConfig> = widths[1..]
+        .iter()
+        .enumerate()
+        .map(|(number, &outputs)| LayerConfig::Linear {
+            name: None,
+            inputs: None,
+            outputs,
+            activation: match number + 2 == widths.len() {
+                true => twoclocks::nn::ActivationName::None,
+                false => twoclocks::nn::ActivationName::Relu,
+            },
+            bias: true,
+            initial: None,
+        })
+        .collect();
+    let mut parameters = Parameters::new();
+    let model = Sequential::new(&layers, &widths[..1], &mut parameters)?;
+    let classes = widths[widths.len() - 1];
+    let data = Split {
+        train: synthetic(BATCH * BATCHES, widths[0], classes, 1),
+        test: synthetic(BATCH, widths[0], classes, 2),
+    };
+    let options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
+    let mut trainer = Trainer::new(device, Box::new(model), parameters, &data, options)?;
+    trainer.start_epoch(0)?;
+    let mut number = 0;
+    let seconds = repeat(budget, || {
+        let offset = number as usize % BATCHES * BATCH;
+        number += 1;
+        let loss = trainer.step(number, offset, 1e-3)?;
+        assert!(loss.is_finite(), "the benchmark's net diverged");
+        Ok(())
+    })?;
+    let (recording, _) = trainer.step_recording()?;
+    let cost = recording.cost();
+    Ok(Row {
+        work: net.to_owned(),
+        items: BATCH as f64,
+        batch: BATCH,
+        flops: cost.flops,
+        bytes: cost.bytes,
+        seconds,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_checked() {
+        assert_eq!(sizes::<3>("1x2x3", "").ok(), Some([1, 2, 3]));
+        for bad in ["1x2", "1x2x3x4", "1xax3", "0x2x3", ""] {
+            assert!(sizes::<3>(bad, "MxNxK").is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `twoclocks doctor`: what this machine has, what is chosen, and why.
+
+use crate::{Common, output};
+use clap::Args;
+use serde_json::json;
+use std::process::ExitCode;
+use twoclocks::device::cpu::isa::ISA_VARIABLE;
+use twoclocks::device::cpu::{Cpu, Isa};
+use twoclocks::gemm::{Plan, Spec};
+use twoclocks::runs::Environment;
+use twoclocks::Result;
+
+/// Flags of `twoclocks doctor`.
+#[derive(Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+pub fn run(args: DoctorArgs) -> Result<ExitCode> {
+    let forced = std::env::var(ISA_VARIABLE).ok().filter(|name| !name.is_empty());
+    let cpu = Cpu::new(args.common.threads.unwrap_or(0))?;
+    let isa = cpu.isa();
+    let why = match &forced {
+        Some(_) => format!("{ISA_VARIABLE} forces it"),
+        None => "the most capable one that this processor and system have".to_owned(),
+    };
+    let engine = Plan::new(isa, Spec::new(512, 512, 512), false, false).engine();
+    let environment = Environment::collect("cpu", isa.name(), cpu.threads());
+    let peak = cpu.peak();
+    if args.common.json {
+        output::line(&json!({
+            "event": "doctor",
+            "device": "cpu",
+            "isa": isa.name(),
+            "isa_why": why,
+            "isa_available": Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>(),
+            "gemm_engine": engine,
+            "threads": cpu.threads(),
+            "precision": "f32",
+            "peak_flops_per_s": peak.flops_per_s,
+            "cache_bytes_per_s": peak.cache_bytes_per_s,
+            "memory_bytes_per_s": peak.memory_bytes_per_s,
+            "cuda": "not in this build",
+            "environment": environment,
+        }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("twoclocks     {}", environment.twoclocks);
+    println!("processor     {}", environment.cpu.as_deref().unwrap_or("unknown"));
+    println!("device        cpu: there is no CUDA backend in this build");
+    println!("threads       {} of {} processors", cpu.threads(), environment.cores.unwrap_or(0));
+    for candidate in Isa::ALL {
+        let state = match (candidate == isa, candidate.is_available()) {
+            (true, _) => format!("chosen: {why}"),
+            (false, true) => "there".to_owned(),
+            (false, false) => "not on this machine".to_owned(),
+        };
+        println!("{:<13} {state}", candidate.name());
+    }
+    println!("gemm          {engine}");
+    println!("precision     f32 (auto): there are no bf16 kernels for this device");
+    println!("peak          {}FLOP/s, registers only", output::quantity(peak.flops_per_s));
+    println!("cache         {}B/s read", output::quantity(peak.cache_bytes_per_s));
+    println!("memory        {}B/s read", output::quantity(peak.memory_bytes_per_s));
+    if !environment.release {
+        println!("note          this is a debug build: it is many times slower");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,149 @@
+//! `twoclocks eval` and `twoclocks runs`.
+
+use crate::{Common, output};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use twoclocks::Result;
+use twoclocks::runs::{Record, RunFolder, Summary, list};
+use twoclocks::train::Config;
+
+/// Flags of `twoclocks eval`.
+#[derive(Args)]
+pub struct EvalArgs {
+    /// Folder of a saved run.
+    run: PathBuf,
+    /// Another directory or file to read the data set from.
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub fn eval(args: EvalArgs) -> Result<ExitCode> {
+    let (config, mut trainer) = Config::saved_trainer(&args.run, args.data.as_deref())?;
+    let review = trainer.review()?;
+    if args.common.json {
+        output::line(&json!({
+            "event": "eval",
+            "run": args.run.display().to_string(),
+            "recipe": config.recipe,
+            "test_loss": review.loss,
+            "test_acc": review.accuracy,
+            "margin": review.margin,
+        }));
+    } else {
+        println!(
+            "test acc {:.2} %  test loss {:.4}  margin {:.2}",
+            review.accuracy * 100.0,
+            review.loss,
+            review.margin
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Flags of `twoclocks runs`.
+#[derive(Args)]
+pub struct RunsArgs {
+    #[command(subcommand)]
+    action: Option<RunsAction>,
+    /// Folder that holds the runs.
+    #[arg(long, value_name = "DIR", default_value = "runs", global = true)]
+    out: PathBuf,
+    /// One JSON object a line on standard output, and nothing else there.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum RunsAction {
+    /// One line a run, oldest first.
+    List,
+    /// Everything about one run.
+    Show {
+        /// Its folder, or its name in the folder of runs.
+        run: PathBuf,
+    },
+}
+
+pub fn runs(args: RunsArgs) -> Result<ExitCode> {
+    match args.action {
+        None | Some(RunsAction::List) => {
+            let all = list(&args.out)?;
+            if all.is_empty() && !args.json {
+                eprintln!("no runs in {}", args.out.display());
+            }
+            for summary in &all {
+                match args.json {
+                    true => summary_line(summary),
+                    false => println!("{}", one_line(summary)),
+                }
+            }
+        }
+        Some(RunsAction::Show { run }) => show(&args.out, &run, args.json)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn summary_line(summary: &Summary) {
+    let mut value = json!(summary);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("event".into(), "run".into());
+    }
+    output::line(&value);
+}
+
+fn one_line(summary: &Summary) -> String {
+    let accuracy =
+        summary.test_acc.map_or("    -".to_owned(), |acc| format!("{:.2} %", acc * 100.0));
+    format!(
+        "{:<32} {:<11} {:>4} epochs {:>8} steps {:>9} {:>8}  {}",
+        summary.name,
+        summary.state.name(),
+        summary.epochs,
+        summary.step,
+        output::seconds(summary.seconds),
+        accuracy,
+        summary.reason.as_deref().unwrap_or(""),
+    )
+}
+
+fn show(root: &Path, run: &Path, json: bool) -> Result<()> {
+    let path = if run.exists() { run.to_owned() } else { root.join(run) };
+    let folder = RunFolder::open(&path)?;
+    let record = Record::load(&folder)?;
+    if json {
+        summary_line(&record.summary);
+        for epoch in record.epochs {
+            println!("{}", twoclocks::runs::Row::from(epoch).to_json());
+        }
+        if let Some(done) = record.done {
+            println!("{}", twoclocks::runs::Row::from(done).to_json());
+        }
+        return Ok(());
+    }
+    println!("{}", one_line(&record.summary));
+    for epoch in &record.epochs {
+        println!(
+            "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
+             margin {:.2}",
+            epoch.epoch,
+            epoch.step,
+            output::seconds(epoch.seconds),
+            epoch.train_loss,
+            epoch.test_loss,
+            epoch.test_acc * 100.0,
+            epoch.margin
+        );
+    }
+    if let Some(environment) = &record.environment {
+        println!("\n{}", serde_json::to_string_pretty(environment).unwrap_or_default());
+    }
+    if let Some(config) = &record.config {
+        println!("\n{config}");
+    }
+    println!("report: {}", folder.file("report.html").display());
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! `twoclocks profile`: the nodes of one training step, each beside its floor.
+
+use crate::{Common, Work, output};
+use clap::Args;
+use serde_json::json;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use twoclocks::device::Device;
+use twoclocks::{Error, Result};
+
+/// Bytes up to which a floor counts a tensor at the cache's rate: a large last-level cache.
+const CACHE_BYTES: f64 = (32u64 << 20) as f64;
+
+/// Flags of `twoclocks profile`.
+#[derive(Args)]
+pub struct ProfileArgs {
+    #[command(flatten)]
+    work: Work,
+    /// Seconds to measure for.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub fn run(args: ProfileArgs) -> Result<ExitCode> {
+    if !(args.seconds > 0.0 && args.seconds.is_finite()) {
+        return Err(Error::config("--seconds", format!("{} is not a time", args.seconds)));
+    }
+    let config = args.work.config("digits", args.common.threads)?;
+    let mut trainer = config.trainer()?;
+    let Device::Cpu(cpu) = trainer.store().device().clone() else {
+        return Err(Error::device(config.device, "profiles are for the CPU"));
+    };
+    let peak = cpu.peak();
+    trainer.start_epoch(0)?;
+    for step in 1..=20 {
+        trainer.step(step, 0, 1e-6)?;
+    }
+    let (recording, store) = trainer.step_recording()?;
+    let budget = Duration::from_secs_f64(args.seconds / 2.0);
+
+    let began = Instant::now();
+    let mut whole = Vec::new();
+    while began.elapsed() < budget || whole.len() < 5 {
+        let start = Instant::now();
+        recording.replay(store)?;
+        whole.push(start.elapsed().as_secs_f64());
+    }
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); recording.nodes().len()];
+    let began = Instant::now();
+    while began.elapsed() < budget || times[0].len() < 5 {
+        recording.replay_timed(store, |node, nanoseconds| {
+            times[node].push(nanoseconds as f64 * 1e-9);
+        })?;
+    }
+    whole.sort_by(f64::total_cmp);
+    let whole = output::quantile(&whole, 0.5);
+    let medians: Vec<f64> = times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            output::quantile(&times, 0.5)
+        })
+        .collect();
+    let sum: f64 = medians.iter().sum();
+    let (mut floor_sum, nodes) = (0.0, recording.nodes());
+    if !args.common.json {
+        println!(
+            "{:<34} {:<18} {:>10} {:>6} {:>10} {:>7}  {:>14} {:>12}",
+            "node", "kernel", "time", "share", "floor", "ratio", "FLOP/s", "B/s"
+        );
+    }
+    for (node, &seconds) in nodes.iter().zip(&medians) {
+        let floor = peak.floor_seconds(node.cost.flops, node.cost.bytes, CACHE_BYTES);
+        floor_sum += floor;
+        if args.common.json {
+            output::line(&json!({
+                "event": "node",
+                "node": node.label,
+                "kernel": node.kernel,
+                "chunks": node.chunks,
+                "median_us": seconds * 1e6,
+                "share": seconds / sum,
+                "flops": node.cost.flops,
+                "bytes": node.cost.bytes,
+                "floor_us": floor * 1e6,
+                "ratio_to_floor": seconds / floor,
+            }));
+        } else {
+            println!(
+                "{:<34} {:<18} {:>10} {:>5.1}% {:>10} {:>7.1}  {:>14} {:>12}",
+                node.label,
+                node.kernel,
+                output::seconds(seconds),
+                100.0 * seconds / sum,
+                output::seconds(floor),
+                seconds / floor,
+                output::quantity(node.cost.flops / seconds),
+                output::quantity(node.cost.bytes / seconds),
+            );
+        }
+    }
+    let memory = recording.memory();
+    if args.common.json {
+        output::line(&json!({
+            "event": "profile",
+            "nodes": nodes.len(),
+            "stages": recording.stages(),
+            "step_us": whole * 1e6,
+            "nodes_us": sum * 1e6,
+            "floor_us": floor_sum * 1e6,
+            "arena_bytes": memory.arena_bytes,
+            "live_bytes": memory.live_bytes,
+            "unshared_bytes": memory.unshared_bytes,
+            "peak_flops_per_s": peak.flops_per_s,
+            "memory_bytes_per_s": peak.memory_bytes_per_s,
+            "cache_bytes_per_s": peak.cache_bytes_per_s,
+        }));
+    } else {
+        println!(
+            "\n{} nodes in {} stages; the whole step {}, node after node {}, floor {}",
+            nodes.len(),
+            recording.stages(),
+            output::seconds(whole),
+            output::seconds(sum),
+            output::seconds(floor_sum),
+        );
+        println!(
+            "arena {}B (alive at once {}B, without sharing {}B)",
+            output::quantity(memory.arena_bytes as f64),
+            output::quantity(memory.live_bytes as f64),
+            output::quantity(memory.unshared_bytes as f64),
+        );
+        println!(
+            "peaks of this run: {}FLOP/s, cache {}B/s, memory {}B/s",
+            output::quantity(peak.flops_per_s),
+            output::quantity(peak.cache_bytes_per_s),
+            output::quantity(peak.memory_bytes_per_s),
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
