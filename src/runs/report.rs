@@ -271,7 +271,7 @@ fn earlier_table(this: &Summary, earlier: &[(Summary, Vec<Epoch>)]) -> String {
     }
     let mut html = String::from(
         "<section><h2>Earlier runs</h2><div class=\"wide\"><table class=\"runs\"><thead><tr><th>run</th>\
-         <th>end</th><th>epochs</th><th>test accuracy</th><th>training time</th>\
+         <th>end</th><th>epochs</th><th>accuracy</th><th>time</th>\
          <th>to target</th></tr></thead><tbody>\n",
     );
     let runs = std::iter::once(this).chain(earlier.iter().map(|(run, _)| run));
