@@ -124,8 +124,7 @@ pub fn run(
     config.validate()?;
     let data = config.data.source()?.load()?;
     let trainer = trainer(config, &data)?;
-    let mut folder = RunFolder::create(root, &config.recipe)?;
-    folder.lock()?;
+    let folder = RunFolder::create(root, &config.recipe)?;
     folder.write_config(&config.to_toml())?;
     let runner = Runner::new(config, folder, trainer, &data, Position::default(), started)?;
     runner.train(observer, stop)

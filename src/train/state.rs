@@ -2,12 +2,10 @@
 
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
-use crate::runs::{Checkpoint, RunFolder, save_from};
+use crate::runs::checkpoint::save_from;
+use crate::runs::{Checkpoint, RunFolder, folder};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-
-/// Name of the checkpoint in a run folder.
-const FILE: &str = "model.safetensors";
 
 /// Where a run stands, between two steps. Fractions are kept as bits, to come back exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,8 +53,8 @@ fractions! {
 }
 
 /// Path of a folder's checkpoint.
-pub(super) fn path(folder: &RunFolder) -> PathBuf {
-    folder.file(FILE)
+pub(super) fn path(run: &RunFolder) -> PathBuf {
+    run.file(folder::MODEL)
 }
 
 /// Saves weights, optimizer state and position, beside the old checkpoint and then in its place.
