@@ -3,7 +3,7 @@
 use super::{Forward, Initial, Mode, Module, Parameter, Parameters, Role};
 use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Recorder, Var};
-use crate::tensor::Shape;
+use crate::tensor::{DType, Shape};
 
 /// `y = act(x W + b)`: x [batch, inputs], W [inputs, outputs], b [outputs].
 #[derive(Clone, Debug)]
@@ -190,7 +190,8 @@ impl Module for RmsNorm {
     }
 }
 
-/// A learned vector for each of `entries` numbers: u32 [..] to f32 [.., width].
+/// A learned vector for each of `entries` numbers: u32 [..] (or f32 whole numbers) to f32
+/// [.., width].
 #[derive(Clone, Debug)]
 pub struct Embedding {
     table: Parameter,
@@ -218,7 +219,11 @@ impl Embedding {
 impl Module for Embedding {
     fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
         let table = pass.parameter(self.table)?;
-        ops::embedding(pass.tape, table, x)
+        let numbers = match pass.tape.tensor_type(x).dtype {
+            DType::F32 => ops::indices(pass.tape, x)?,
+            _ => x,
+        };
+        ops::embedding(pass.tape, table, numbers)
     }
 }
 

@@ -25,18 +25,20 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    batch,
     binary,
     broadcast,
-    batch,
     copy,
+    indices,
     reduce,
 }
 
 pub use accumulate::accumulate;
+pub use batch::{Batch, batch};
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
-pub use batch::{Batch, batch};
 pub use copy::copy;
+pub use indices::indices;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 
 use crate::error::{Error, Result};
