@@ -1,6 +1,9 @@
 //! What several test files share: reproducible values, and a comparator that fails on NaN.
 #![allow(dead_code)]
 
+#[cfg(feature = "cli")]
+pub mod command;
+
 use twoclocks::ops::{CaseInput, Fill, Tolerance};
 
 /// A small reproducible generator (splitmix64).

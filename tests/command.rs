@@ -1,0 +1,394 @@
+//! The command as a user meets it: the two first commands, interruption and resumption, bad input.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::command::{Scratch, json_lines, text, twoclocks};
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+/// A run of a few hundred steps, with dropout, accumulation and frequent checkpoints.
+const CONFIG: &str = r#"
+recipe = "small"
+seed = 3
+[data]
+source = "digits"
+[model]
+layers = [
+    { kind = "linear", outputs = 64, activation = "gelu" },
+    { kind = "layer_norm" },
+    { kind = "dropout", p = 0.25 },
+    { kind = "linear", outputs = 10 },
+]
+[optimizer]
+kind = "adamw"
+rate = 3e-3
+[schedule]
+kind = "one_cycle"
+[train]
+batch = 16
+accumulate = 2
+epochs = 30
+checkpoint_seconds = 0.0
+review_share = 10.0
+"#;
+
+fn train(config: &Path, out: &Path) -> Output {
+    let command = &mut twoclocks();
+    command.arg("train").arg(config).arg("--out").arg(out).args(["--json", "--quiet"]);
+    command.output().expect("the command starts")
+}
+
+fn write(folder: &Path, name: &str, contents: impl AsRef<[u8]>) -> std::path::PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, contents).expect("written");
+    path
+}
+
+/// Everything of a checkpoint that must not depend on interruptions: the tensors.
+fn tensors(run: &Path) -> Vec<(String, Vec<u32>)> {
+    let checkpoint = twoclocks::runs::Checkpoint::load(&run.join("model.safetensors"))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+    checkpoint.tensors.into_iter().map(|(name, _, values)| (name, bits(values))).collect()
+}
+
+#[test]
+fn without_arguments_it_trains_the_digits() {
+    let scratch = Scratch::new("digits");
+    let output = twoclocks().current_dir(scratch.path()).output().expect("the command starts");
+    assert!(output.status.success(), "{}", text(&output));
+    let runs = scratch.path().join("runs");
+    let folder = std::fs::read_dir(&runs).expect("runs").next().expect("a run").expect("entry");
+    for name in
+        ["config.toml", "metrics.jsonl", "model.safetensors", "report.html", "environment.json"]
+    {
+        assert!(folder.path().join(name).is_file(), "{name} is missing");
+    }
+    let shown = twoclocks()
+        .args(["runs", "list", "--json", "--out"])
+        .arg(&runs)
+        .output()
+        .expect("the command starts");
+    let lines = json_lines(&shown);
+    assert_eq!(lines.len(), 1, "{}", text(&shown));
+    assert_eq!(lines[0]["state"], "finished");
+    let accuracy = lines[0]["test_acc"].as_f64().expect("accuracy");
+    assert!(accuracy >= 0.975, "digits reached {accuracy}");
+
+    let scored = twoclocks().args(["eval", "--json"]).arg(folder.path()).output().expect("eval");
+    let lines = json_lines(&scored);
+    assert_eq!(lines[0]["test_acc"].as_f64(), Some(accuracy), "{}", text(&scored));
+}
+
+#[test]
+fn five_seeds_of_digits_reach_their_accuracy() {
+    let scratch = Scratch::new("seeds");
+    for seed in 1..6 {
+        let output = twoclocks()
+            .args(["train", "digits", "--json", "--quiet", "--seed", &seed.to_string(), "--out"])
+            .arg(scratch.path())
+            .output()
+            .expect("the command starts");
+        let lines = json_lines(&output);
+        let done = lines.last().expect("a last line");
+        let accuracy = done["test_acc"].as_f64().expect("accuracy");
+        assert!(accuracy >= 0.97, "seed {seed}: {accuracy}");
+    }
+}
+
+#[test]
+fn a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits() {
+    const TRIES: u64 = 20;
+    let scratch = Scratch::new("kill");
+    let config = write(scratch.path(), "small.toml", CONFIG);
+    let whole = scratch.path().join("whole");
+    let began = std::time::Instant::now();
+    let output = train(&config, &whole);
+    let lasted = began.elapsed();
+    assert!(output.status.success(), "{}", text(&output));
+    let whole_run = std::fs::read_dir(&whole).expect("runs").next().expect("run").expect("entry");
+    let want = tensors(&whole_run.path());
+    let want_metrics = metrics(&whole_run.path());
+
+    let mut random = common::Random(u64::from(std::process::id()));
+    let mut killed_midway = 0;
+    for number in 0..TRIES {
+        let out = scratch.path().join(format!("killed{number}"));
+        let mut child = twoclocks()
+            .arg("train")
+            .arg(&config)
+            .arg("--out")
+            .arg(&out)
+            .arg("--quiet")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the command starts");
+        std::thread::sleep(Duration::from_secs_f64(lasted.as_secs_f64() * random.unit()));
+        // On Unix this is SIGKILL: nothing of the program runs any more.
+        child.kill().expect("killed");
+        let ended = child.wait().expect("waited");
+        let Some(run) = std::fs::read_dir(&out).ok().and_then(|mut all| all.next()) else {
+            continue; // Killed before it had a folder.
+        };
+        let run = run.expect("entry").path();
+        if !run.join("config.toml").is_file() {
+            continue;
+        }
+        killed_midway += u32::from(!ended.success());
+        let resumed = twoclocks()
+            .args(["train", "--json", "--quiet", "--resume"])
+            .arg(&run)
+            .output()
+            .expect("the command starts");
+        assert!(resumed.status.success(), "try {number}: {}", text(&resumed));
+        assert!(tensors(&run) == want, "try {number}: the weights differ");
+        assert_eq!(metrics(&run), want_metrics, "try {number}: the journal differs");
+    }
+    assert!(killed_midway >= TRIES as u32 / 2, "only {killed_midway} were killed while they ran");
+}
+
+/// Steps, losses and accuracies of a journal: all but the clocks.
+fn metrics(run: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("journal");
+    text.lines()
+        .map(|line| {
+            let mut row: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let object = row.as_object_mut().expect("object");
+            for clock in [
+                "seconds", "seconds_training", "seconds_total", "seconds_to_target", "run",
+                "samples_per_s", "review_seconds",
+            ] {
+                object.remove(clock);
+            }
+            row.to_string()
+        })
+        .collect()
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_cleanly_and_the_run_goes_on_later() {
+    let scratch = Scratch::new("interrupt");
+    let config = write(scratch.path(), "small.toml", CONFIG.replace("epochs = 30", "epochs = 3000"));
+    let child = twoclocks()
+        .arg("train")
+        .arg(&config)
+        .arg("--out")
+        .arg(scratch.path().join("runs"))
+        .args(["--json", "--quiet"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    std::thread::sleep(Duration::from_millis(700));
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("kill").success());
+    let output = child.wait_with_output().expect("waited");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let lines = json_lines(&output);
+    let done = lines.last().expect("a last line");
+    assert_eq!(done["reason"], "interrupted", "{}", text(&output));
+    let step = done["step"].as_u64().expect("step");
+    let run = done["run"].as_str().expect("run");
+    let shown = twoclocks().args(["runs", "show", "--json", run]).output().expect("runs show");
+    assert_eq!(json_lines(&shown)[0]["state"], "interrupted");
+    assert_eq!(json_lines(&shown)[0]["step"].as_u64(), Some(step));
+}
+
+/// Runs the command and asserts status 2 and a message that has all of `parts`.
+fn refused(what: &str, arguments: &[&str], parts: &[&str]) {
+    let output = twoclocks().args(arguments).output().expect("the command starts");
+    assert_eq!(output.status.code(), Some(2), "{what}: {}", text(&output));
+    assert!(output.stdout.is_empty(), "{what}: {}", text(&output));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    for part in parts {
+        assert!(message.contains(part), "{what}: '{part}' is not in: {message}");
+    }
+}
+
+#[test]
+fn bad_arguments_are_refused_before_anything_is_written() {
+    let scratch = Scratch::new("arguments");
+    let out = scratch.path().join("runs");
+    let out = out.to_str().expect("UTF-8");
+    let run = |more: &[&str], parts: &[&str]| {
+        let arguments = [&["train"], more, &["--out", out, "--quiet"]].concat();
+        refused(&format!("{more:?}"), &arguments, parts);
+    };
+    run(&["digits", "--batch", "0"], &["train.batch", "0 rows"]);
+    run(&["digits", "--epochs", "0"], &["train.epochs"]);
+    run(&["digits", "--time", "soon"], &["--time", "soon"]);
+    run(&["digits", "--target-acc", "1.5"], &["target_acc", "1.5"]);
+    run(&["digits", "--lr", "nan"], &["rate"]);
+    run(&["nosuch"], &["nosuch", "digits"]);
+    run(&["nosuch.toml"], &["nosuch.toml"]);
+    run(&["digits", "--device", "cuda:0"], &["cuda:0"]);
+    run(&["digits", "--device", "tpu"], &["tpu"]);
+    run(&["digits", "--precision", "bf16"], &["bf16"]);
+    run(&["mnist", "--data", "/nonexistent/mnist"], &["/nonexistent/mnist"]);
+    assert!(!scratch.path().join("runs").exists(), "a refused run left a folder");
+    refused("eval", &["eval", "/nonexistent/run"], &["/nonexistent/run"]);
+    refused("flag", &["train", "--nosuch"], &["--nosuch"]);
+    refused("sizes", &["bench", "gemm", "1x2"], &["1x2", "MxNxK"]);
+    let forced = twoclocks().env("TWOCLOCKS_ISA", "sse9").arg("doctor").output().expect("starts");
+    assert_eq!(forced.status.code(), Some(2), "{}", text(&forced));
+    assert!(String::from_utf8_lossy(&forced.stderr).contains("sse9"));
+}
+
+#[test]
+fn a_bad_configuration_names_file_line_and_layer() {
+    let scratch = Scratch::new("config");
+    let out = scratch.path().join("runs");
+    let with = |name: &str, text: String, parts: &[&str]| {
+        let path = write(scratch.path(), name, text);
+        let path = path.to_str().expect("UTF-8");
+        let arguments =
+            ["train", path, "--quiet", "--out", out.to_str().expect("UTF-8")];
+        refused(name, &arguments, &[&[name], parts].concat());
+    };
+    with("typo.toml", CONFIG.replace("epochs", "epoches"), &[":", "epoches"]);
+    with("syntax.toml", CONFIG.replace("seed = 3", "seed = = 3"), &[":3"]);
+    with("rate.toml", CONFIG.replace("3e-3", "-1.0"), &["rate", "-1"]);
+    let chain = CONFIG.replace("outputs = 10", "inputs = 32, outputs = 10");
+    let path = write(scratch.path(), "chain.toml", chain);
+    let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
+    refused("chain", &arguments, &["linear3", "32", "64"]);
+    let path = write(scratch.path(), "classes.toml", CONFIG.replace("outputs = 10", "outputs = 9"));
+    let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
+    refused("classes", &arguments, &["9", "10 classes"]);
+    assert!(!out.exists(), "a refused run left a folder");
+}
+
+#[test]
+fn damaged_and_foreign_runs_are_refused_and_left_alone() {
+    let scratch = Scratch::new("damaged");
+    let config = write(scratch.path(), "small.toml", CONFIG.replace("epochs = 30", "epochs = 2"));
+    let out = scratch.path().join("runs");
+    let output = train(&config, &out);
+    assert!(output.status.success(), "{}", text(&output));
+    let run = std::fs::read_dir(&out).expect("runs").next().expect("run").expect("entry").path();
+    let path = run.to_str().expect("UTF-8");
+    let model = run.join("model.safetensors");
+    let good = std::fs::read(&model).expect("checkpoint");
+
+    let mut damaged = good.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0x40;
+    std::fs::write(&model, &damaged).expect("written");
+    refused("damaged", &["train", "--resume", path], &["model.safetensors"]);
+    assert_eq!(std::fs::read(&model).expect("checkpoint"), damaged, "it was overwritten");
+    std::fs::write(&model, &good[..middle]).expect("written");
+    refused("truncated", &["train", "--resume", path], &["model.safetensors"]);
+    refused("truncated", &["eval", path], &["model.safetensors"]);
+    std::fs::write(&model, &good).expect("written");
+
+    let own = std::fs::read_to_string(run.join("config.toml")).expect("config");
+    std::fs::write(run.join("config.toml"), own.replace("outputs = 64", "outputs = 48"))
+        .expect("written");
+    refused("another model", &["train", "--resume", path], &["another model", "linear0.weight"]);
+    assert_eq!(std::fs::read(&model).expect("checkpoint"), good, "it was overwritten");
+    let empty = scratch.path().join("empty");
+    std::fs::create_dir(&empty).expect("folder");
+    refused("no run", &["train", "--resume", empty.to_str().expect("UTF-8")], &["empty"]);
+}
+
+#[test]
+fn an_unwritable_run_folder_is_named() {
+    let scratch = Scratch::new("unwritable");
+    // A file where the folder should be: nobody can write there, not even root.
+    let file = write(scratch.path(), "file", "not a folder");
+    let out = file.join("runs");
+    let out = out.to_str().expect("UTF-8");
+    refused("unwritable", &["train", "digits", "--quiet", "--out", out], &[out]);
+    assert_eq!(std::fs::read_to_string(&file).expect("whole"), "not a folder");
+}
+
+#[test]
+fn divergence_names_step_layer_and_checkpoint() {
+    let scratch = Scratch::new("diverge");
+    let wild = CONFIG
+        .replace("kind = \"adamw\"", "kind = \"sgd\"")
+        .replace("rate = 3e-3", "rate = 1e30")
+        .replace("kind = \"one_cycle\"", "kind = \"constant\"");
+    let config = write(scratch.path(), "wild.toml", wild);
+    let out = scratch.path().join("runs");
+    let output = train(&config, &out);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    for part in ["diverged at step", "linear", "checkpoint"] {
+        assert!(message.contains(part), "'{part}' is not in: {message}");
+    }
+    let lines = json_lines(&output);
+    assert_eq!(lines.last().expect("a last line")["reason"], "diverged");
+}
+
+#[test]
+fn a_missed_target_is_a_failure() {
+    let scratch = Scratch::new("target");
+    let output = twoclocks()
+        .args(["train", "digits", "--epochs", "1", "--target-acc", "0.999", "--json", "--quiet"])
+        .arg("--out")
+        .arg(scratch.path())
+        .output()
+        .expect("the command starts");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_eq!(json_lines(&output).last().expect("done")["reason"], "epochs");
+}
+
+#[test]
+fn a_time_budget_ends_the_run() {
+    let scratch = Scratch::new("time");
+    let output = twoclocks()
+        .args(["train", "digits", "--time", "300ms", "--json", "--quiet", "--out"])
+        .arg(scratch.path())
+        .output()
+        .expect("the command starts");
+    assert!(output.status.success(), "{}", text(&output));
+    let lines = json_lines(&output);
+    let done = lines.last().expect("done");
+    assert_eq!(done["reason"], "time");
+    let seconds = done["seconds_training"].as_f64().expect("seconds");
+    assert!((0.3..1.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn a_printed_configuration_trains() {
+    let scratch = Scratch::new("print");
+    let printed = twoclocks().args(["train", "--print-config", "digits"]).output().expect("starts");
+    let config = String::from_utf8(printed.stdout).expect("UTF-8");
+    let config = write(scratch.path(), "printed.toml", config);
+    let output = train(&config, &scratch.path().join("runs"));
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn every_line_of_bench_and_profile_is_json() {
+    for arguments in [
+        &["bench", "gemm", "32x32x32", "--seconds", "0.01", "--json"][..],
+        &["bench", "ce", "16x10", "--seconds", "0.01", "--json"],
+        &["bench", "adamw", "10000x5", "--seconds", "0.01", "--json"],
+        &["bench", "step", "--work", "mlp64", "--seconds", "0.05", "--json"],
+        &["profile", "digits", "--seconds", "0.05", "--json"],
+        &["doctor", "--json"],
+    ] {
+        let output = twoclocks().args(arguments).output().expect("the command starts");
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        let lines = json_lines(&output);
+        assert!(!lines.is_empty(), "{arguments:?}");
+        if arguments[0] == "bench" {
+            for key in [
+                "work", "device", "isa", "precision", "threads", "batch", "median_ms", "p05_ms",
+                "p95_ms", "n", "items_per_s", "flops", "bytes", "floor_ms", "ratio_to_floor",
+            ] {
+                assert!(!lines[0][key].is_null(), "{arguments:?}: no {key} in {}", lines[0]);
+            }
+        }
+        if arguments[0] == "profile" {
+            let naive = lines.iter().find(|line| line["kernel"] == "naive");
+            assert!(naive.is_none(), "a node of the step has no kernel: {naive:?}");
+        }
+    }
+}
