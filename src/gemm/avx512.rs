@@ -1,4 +1,5 @@
-//! AVX-512: register tiles of up to 14 x 32. Of the 32 registers 28 hold sums, 2 a row of B, 1 the broadcast element of A.
+//! AVX-512: register tiles of up to 14 x 32. Of the 32 registers 28 hold sums, 2 a row of B, 1 the
+//! broadcast element of A.
 
 use super::driver::{Kernel, Micro, Packing};
 use core::arch::x86_64::*;
@@ -8,6 +9,7 @@ pub(super) struct Avx512;
 
 const LANES: usize = 16;
 const ROWS: usize = 14;
+const WIDE_ROWS: usize = 4;
 
 type Multiply = unsafe fn(&Micro);
 
@@ -22,18 +24,33 @@ static MULTIPLY: [[[Multiply; 2]; 2]; ROWS] = {
     table!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 };
 
+/// The same for few rows and 3 or 4 vectors.
+static WIDE: [[[Multiply; 2]; 2]; WIDE_ROWS] = {
+    macro_rules! table {
+        ($($rows:literal)*) => { [$([
+            [multiply::<$rows, 3, false>, multiply::<$rows, 3, true>],
+            [multiply::<$rows, 4, false>, multiply::<$rows, 4, true>],
+        ]),*] };
+    }
+    table!(1 2 3 4)
+};
+
 impl Kernel for Avx512 {
     const NAME: &'static str = "avx512_14x32";
     const ROWS: usize = ROWS;
     const LANES: usize = LANES;
+    const WIDE_ROWS: usize = WIDE_ROWS;
     const DEPTH: usize = 256;
     /// With 14 rows to a panel, reading B as stored was never slower.
     const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     unsafe fn multiply(micro: &Micro) {
-        debug_assert!((1..=ROWS).contains(&micro.rows) && (1..=2 * LANES).contains(&micro.cols));
         let vectors = micro.cols.div_ceil(LANES);
-        let multiply = MULTIPLY[micro.rows - 1][vectors - 1][usize::from(micro.a_row != 1)];
+        let apart = usize::from(micro.a_row != 1);
+        let multiply = match vectors {
+            1 | 2 => MULTIPLY[micro.rows - 1][vectors - 1][apart],
+            _ => WIDE[micro.rows - 1][vectors - 3][apart],
+        };
         // SAFETY: the caller's contract; the entry is that of these rows and vectors.
         unsafe { multiply(micro) }
     }
@@ -49,7 +66,8 @@ fn lanes(count: usize) -> __mmask16 {
     if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 
-/// The microkernel for `M` rows and `V` vectors; `APART`: rows of A lie `a_row` apart, else next to each other.
+/// The microkernel for `M` rows and `V` vectors; `APART`: rows of A lie `a_row` apart, else next to
+/// each other.
 ///
 /// # Safety
 /// As [`Kernel::multiply`].
@@ -62,7 +80,8 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
     let mut sums = [[_mm512_setzero_ps(); V]; M];
     for _ in 0..depth {
         let mut row = [_mm512_setzero_ps(); V];
-        // SAFETY: `depth` rows of `cols` elements of B and `M` of A are readable (contract); the mask holds back lanes beyond `cols`.
+        // SAFETY: `depth` rows of `cols` elements of B and `M` of A are readable (contract); the
+        // mask holds back lanes beyond `cols`.
         unsafe {
             for v in 0..V - 1 {
                 row[v] = _mm512_loadu_ps(b.add(v * LANES));
@@ -81,7 +100,8 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
     for i in 0..M {
         for v in 0..V {
             let mask = if v == V - 1 { last } else { !0 };
-            // SAFETY: C has `M` rows of `cols` elements (contract); the mask holds back lanes beyond `cols`.
+            // SAFETY: C has `M` rows of `cols` elements (contract); the mask holds back lanes
+            // beyond `cols`.
             unsafe {
                 let place = c.add(i * ldc + v * LANES);
                 let mut sum = sums[i][v];
@@ -94,8 +114,9 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
     }
 }
 
-/// Writes group `p` of a panel from lane `first` on: with a plain store, which is faster, where that stays in the panel and what it
-/// writes too much is written again by the next group, else with a masked one.
+/// Writes group `p` of a panel from lane `first` on: with a plain store, which is faster, where
+/// that stays in the panel and what it writes too much is written again by the next group, else
+/// with a masked one.
 ///
 /// # Safety
 /// `p` and `first` lie inside the panel of `packing`, which is written in ascending order of `p`.
@@ -104,7 +125,8 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
 unsafe fn put(packing: &Packing, p: usize, first: usize, value: __m512) {
     let Packing { width, depth, panel, .. } = *packing;
     let place = p * width + first;
-    // SAFETY: the conditions keep the plain store inside `width * depth`, the mask the other one inside `width` (contract).
+    // SAFETY: the conditions keep the plain store inside `width * depth`, the mask the other one
+    // inside `width` (contract).
     unsafe {
         if first + LANES <= width || (width < LANES && place + LANES <= width * depth) {
             _mm512_storeu_ps(panel.add(place), value);
@@ -124,7 +146,8 @@ unsafe fn copy(packing: &Packing) {
     for p in 0..depth {
         for first in (0..width).step_by(LANES) {
             let place = source.wrapping_add(p * stride + first);
-            // SAFETY: the condition or the mask holds back what lies beyond `count` in the source (contract).
+            // SAFETY: the condition or the mask holds back what lies beyond `count` in the source
+            // (contract).
             unsafe {
                 let row = if first + LANES <= count {
                     _mm512_loadu_ps(place)
@@ -151,7 +174,8 @@ unsafe fn transpose(packing: &Packing) {
             for (i, row) in block.iter_mut().enumerate() {
                 if i < rows {
                     let place = source.wrapping_add((first + i) * stride + p);
-                    // SAFETY: row `first + i` is below `count`; the condition or the mask holds back what lies beyond `depth` (contract).
+                    // SAFETY: row `first + i` is below `count`; the condition or the mask holds
+                    // back what lies beyond `depth` (contract).
                     *row = unsafe {
                         if p + LANES <= depth {
                             _mm512_loadu_ps(place)

@@ -1,5 +1,5 @@
-//! Into which chunks a product falls. Pure arithmetic on the shape: no thread counts, no cache sizes, so that chunks and sums are the same
-//! on every machine of an instruction set.
+//! Into which chunks a product falls. Pure arithmetic on the shape: no thread counts, no cache
+//! sizes, so that chunks and sums are the same on every machine of an instruction set.
 
 use super::{PackedLayout, Spec};
 
@@ -38,11 +38,13 @@ pub(super) struct Unit {
     pub cols_first: bool,
 }
 
-/// Work below which a chunk is not worth claiming: about 10 microseconds of one thread, in floating-point operations.
+/// Work below which a chunk is not worth claiming: about 10 microseconds of one thread, in
+/// floating-point operations.
 const LEAST_WORK: u64 = 1 << 20;
 /// Chunks of a product that is large enough.
 const CHUNKS: u64 = 32;
-/// K is split only into parts at least this long, so that the sums of phase 3 stay below a percent of the work.
+/// K is split only into parts at least this long, so that the sums of phase 3 stay below a percent
+/// of the work.
 const LEAST_PART: usize = 512;
 /// Partial sums hold at most this many elements (16 MiB).
 const MOST_PARTIAL: usize = 4 << 20;
@@ -175,8 +177,9 @@ pub(super) fn pack_part(layout: &PackedLayout, chunk: usize, chunks: usize) -> (
     }
 }
 
-/// How many chunks a product deserves: one per [`LEAST_WORK`] up to 8, then one per four times that, up to [`CHUNKS`].
-/// An element of C counts 16 operations and one of an operand 4: what their traffic costs when it passes L2.
+/// How many chunks a product deserves: one per [`LEAST_WORK`] up to 8, then one per four times
+/// that, up to [`CHUNKS`]. An element of C counts 16 operations and one of an operand 4: what their
+/// traffic costs when it passes L2.
 pub(super) fn wanted_chunks(spec: &Spec) -> usize {
     let (m, n, k) = (spec.m as u64, spec.n as u64, spec.k as u64);
     let work = 2 * m * n * k + 16 * m * n + 4 * k * (m + n);

@@ -1,9 +1,11 @@
 //! The loops around the microkernels, once for every instruction set.
 //!
-//! Within a tile of C, from the outside in: blocks of `DEPTH` along K, panels of rows, panels of columns, the microkernel. The panel of A
-//! (`rows` x `DEPTH`) stays in L1 while the panels of B pass by from L2. Where tiles pack B for themselves, panels of columns come before
-//! panels of rows, so that each is packed once for all rows of the tile. Each element of C is one chain of fused multiply-adds per block of
-//! `DEPTH`, and the blocks are added to C in order: neither tiles nor packing change the bits.
+//! Within a tile of C, from the outside in: blocks of `DEPTH` along K, panels of rows, panels of
+//! columns, the microkernel. The panel of A (`rows` x `DEPTH`) stays in L1 while the panels of B
+//! pass by from L2. Where tiles pack B for themselves, panels of columns come before panels of
+//! rows, so that each is packed once for all rows of the tile. Each element of C is one chain of
+//! fused multiply-adds per block of `DEPTH`, and the blocks are added to C in order: neither tiles
+//! nor packing change the bits.
 
 use super::blocking::{Range, Unit};
 use super::{Epilogue, Operands, PackedLayout, Plan, Spec, Transpose};
@@ -11,8 +13,8 @@ use std::mem::MaybeUninit;
 
 /// One call of a microkernel: C\[rows, cols\] (+)= A\[rows, depth\] · B\[depth, cols\].
 ///
-/// Element (i, p) of A lies at `a[i * a_row + p * a_depth]`, element (p, j) of B at `b[p * b_depth + j]`. Only these are read, and of C
-/// only `rows` x `cols` elements are touched.
+/// Element (i, p) of A lies at `a[i * a_row + p * a_depth]`, element (p, j) of B at
+/// `b[p * b_depth + j]`. Only these are read, and of C only `rows` x `cols` elements are touched.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Micro {
     pub rows: usize,
@@ -29,10 +31,11 @@ pub(super) struct Micro {
     pub accumulate: bool,
 }
 
-/// One panel to pack: `depth` groups of `width` elements, the first `count` of each from the source, the rest zero.
+/// One panel to pack: `depth` groups of `width` elements, the first `count` of each from the
+/// source, the rest zero.
 ///
-/// Element (i, p) is read at `source[i * stride + p]` when `along_depth`, else at `source[p * stride + i]`, and written at
-/// `panel[p * width + i]`.
+/// Element (i, p) is read at `source[i * stride + p]` when `along_depth`, else at
+/// `source[p * stride + i]`, and written at `panel[p * width + i]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Packing {
     pub source: *const f32,
@@ -52,21 +55,27 @@ pub(super) trait Kernel {
     const ROWS: usize;
     /// Columns in one vector; the register tile has up to two.
     const LANES: usize;
+    /// Up to this many rows the register tile has up to four vectors, for longer runs along the
+    /// rows of B.
+    const WIDE_ROWS: usize;
     /// Block of K: a panel of A of this length and a few rows of B fit in L1.
     const DEPTH: usize;
     /// Panels of rows from which on a row-major B that exceeds L2 is packed by each tile.
     const LOCAL_ROW_PANELS: usize;
 
-    /// Runs the microkernel for `1..=ROWS` rows and `1..=2 * LANES` columns.
+    /// Runs the microkernel for `1..=ROWS` rows and `1..=2 * LANES` columns, or `1..=WIDE_ROWS`
+    /// rows and `1..=4 * LANES` columns.
     ///
     /// # Safety
-    /// This machine has the instruction set; the addresses are as [`Micro`] says, and nobody else uses that part of C.
+    /// This machine has the instruction set; the addresses are as [`Micro`] says, and nobody else
+    /// uses that part of C.
     unsafe fn multiply(micro: &Micro);
 
     /// Packs one panel.
     ///
     /// # Safety
-    /// This machine has the instruction set; the addresses are as [`Packing`] says, and nobody else uses the panel.
+    /// This machine has the instruction set; the addresses are as [`Packing`] says, and nobody else
+    /// uses the panel.
     unsafe fn pack(packing: &Packing);
 }
 
@@ -81,8 +90,8 @@ pub(super) enum SourceB {
     InPlace,
     /// Packed into scratch in phase 1.
     Scratch,
-    /// Packed by each tile, panel after panel, into a buffer on the stack. Costs each row of tiles its own packing, but no phase, no
-    /// scratch and no way through memory.
+    /// Packed by each tile, panel after panel, into a buffer on the stack. Costs each row of tiles
+    /// its own packing, but no phase, no scratch and no way through memory.
     Local,
 }
 
@@ -139,11 +148,13 @@ impl Panels {
     }
 }
 
-// When packing pays. The microkernels read A^T, A and row-major B as stored at full speed while the lines they need stay in L1 and L2, so
-// most products pack nothing but a transposed B. The bounds below are where packing measured faster (Zen 4, one thread, both engines, 20
-// shapes from 64^3 to 1024^3 and 128 x 2048 x 2048).
+// When packing pays. The microkernels read A^T, A and row-major B as stored at full speed while the
+// lines they need stay in L1 and L2, so most products pack nothing but a transposed B. The bounds
+// below are where packing measured faster (Zen 4, one thread, both engines, 20 shapes from 64^3 to
+// 1024^3 and 128 x 2048 x 2048).
 
-/// Stored rows that lie a multiple of this many elements (4 KiB) apart share one set of L1: 1024^3 runs at 83 GFLOP/s, with A packed 102.
+/// Stored rows that lie a multiple of this many elements (4 KiB) apart share one set of L1: 1024^3
+/// runs at 83 GFLOP/s, with A packed 102.
 const CONFLICT: usize = 1024;
 /// Panels of columns from which on such an A is packed.
 const CONFLICT_COL_PANELS: usize = 8;
@@ -158,7 +169,8 @@ const LOCAL_ELEMENTS: usize = 1 << 18;
 /// Packs a block of panels of one operand.
 ///
 /// # Safety
-/// This machine has the instruction set; `stored` holds the operand with row stride `stride`, `packed` has room for the layout.
+/// This machine has the instruction set; `stored` holds the operand with row stride `stride`,
+/// `packed` has room for the layout.
 pub(super) unsafe fn pack<K: Kernel>(
     layout: PackedLayout,
     panels: Range,
@@ -185,10 +197,12 @@ pub(super) unsafe fn pack<K: Kernel>(
     }
 }
 
-/// C[rows, cols] (+)= op(A)[rows, depth] · op(B)[depth, cols], then the epilogue for each panel of rows.
+/// C[rows, cols] (+)= op(A)[rows, depth] · op(B)[depth, cols], then the epilogue for each panel of
+/// rows.
 ///
 /// # Safety
-/// The contract of [`Plan::tile`]; the ranges lie inside the shape and start at panels; what the plan packs is packed.
+/// The contract of [`Plan::tile`]; the ranges lie inside the shape and start at panels; what the
+/// plan packs is packed.
 pub(super) unsafe fn tile<K: Kernel>(
     plan: &Plan,
     operands: &Operands,
@@ -198,6 +212,9 @@ pub(super) unsafe fn tile<K: Kernel>(
 ) {
     let panels = plan.panels;
     let k = plan.spec.k;
+    // Only a stored B can be cut into other panels than those of the layout.
+    let wide = panels.b == SourceB::InPlace && !plan.packed_b && panels.rows <= K::WIDE_ROWS;
+    let panel_cols = if wide { 4 * K::LANES } else { panels.cols };
     // A panel that starts at row i and depth p lies at i * start + p * depth of this.
     let a = if plan.packed_a {
         Operand { at: operands.a, start: k, row: 1, depth: panels.rows }
@@ -231,11 +248,12 @@ pub(super) unsafe fn tile<K: Kernel>(
         let accumulate = accumulate || start > depth.start;
         // One panel of rows against one of columns, the latter at `b`.
         let multiply = |i: usize, j: usize, (b, b_depth): (*const f32, usize)| {
-            // SAFETY: (i, j, start) lie inside the shape, and the strides are those of the operand that was chosen (contract).
+            // SAFETY: (i, j, start) lie inside the shape, and the strides are those of the operand
+            // that was chosen (contract).
             unsafe {
                 K::multiply(&Micro {
                     rows: panels.rows.min(rows.end - i),
-                    cols: panels.cols.min(cols.end - j),
+                    cols: panel_cols.min(cols.end - j),
                     depth: block,
                     a: a.at.add(i * a.start + start * a.depth),
                     a_row: a.row,
@@ -261,7 +279,8 @@ pub(super) unsafe fn tile<K: Kernel>(
                 let along_depth = plan.spec.b == Transpose::Yes;
                 let (col_stride, depth_stride) =
                     if along_depth { (operands.ldb, 1) } else { (1, operands.ldb) };
-                // SAFETY: the panel starts inside B (contract); the assertion above makes room for it.
+                // SAFETY: the panel starts inside B (contract); the assertion above makes room for
+                // it.
                 unsafe {
                     let stored = operands.b.add(j * col_stride + start * depth_stride);
                     let all = Range { start: 0, end: block };
@@ -280,7 +299,7 @@ pub(super) unsafe fn tile<K: Kernel>(
             }
         } else {
             for i in (rows.start..rows.end).step_by(panels.rows) {
-                for j in (cols.start..cols.end).step_by(panels.cols) {
+                for j in (cols.start..cols.end).step_by(panel_cols) {
                     // SAFETY: (start, j) lies inside B as stored or packed (contract).
                     let panel = unsafe { b.at.add(j * b.start + start * b.depth) };
                     multiply(i, j, (panel, b.depth));
@@ -295,7 +314,8 @@ pub(super) unsafe fn tile<K: Kernel>(
     }
 }
 
-/// Where panels of an operand lie: the one of row (column) i and depth p at `at[i * start + p * depth]`.
+/// Where panels of an operand lie: the one of row (column) i and depth p at `at[i * start + p *
+/// depth]`.
 #[derive(Clone, Copy)]
 struct Operand {
     at: *const f32,

@@ -1,4 +1,5 @@
-//! The engine of every machine: the crate `matrixmultiply`, single-threaded, once per tile. It packs for itself.
+//! The engine of every machine: the crate `matrixmultiply`, single-threaded, once per tile. It
+//! packs for itself.
 
 use super::blocking::{Range, Unit};
 use super::driver::{Panels, SourceB};

@@ -5,8 +5,9 @@ use super::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Runs `work` on `threads` threads at once, after a round of warming up. One thread: median of its processor time over `rounds`;
-/// more: the least time from start to the end of the last, because neighbours stop threads at will.
+/// Runs `work` on `threads` threads at once, after a round of warming up. One thread: median of its
+/// processor time over `rounds`; more: the least time from start to the end of the last, because
+/// neighbours stop threads at will.
 fn seconds(threads: usize, rounds: usize, reset: &dyn Fn(), work: &(dyn Fn() + Sync)) -> f64 {
     let mut times = Vec::new();
     let (go, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -161,7 +162,10 @@ fn rates() {
         Spec::new(128, 64, 64),
         Spec::new(64, 64, 128).a_transposed(),
         Spec::new(128, 64, 64).b_transposed(),
+        Spec::new(1, 64, 64),
         Spec::new(1, 512, 784),
+        Spec::new(4, 512, 784),
+        Spec::new(16, 512, 784),
         Spec::new(1, 512, 784).b_transposed(),
         Spec::new(64, 64, 16384).a_transposed(),
     ];
@@ -199,7 +203,8 @@ fn thread_seconds() -> f64 {
     const CLOCK_GETTIME: i64 = 228;
     const CLOCK_THREAD_CPUTIME_ID: i64 = 3;
     let mut time = [0i64; 2];
-    // SAFETY: the system call writes seconds and nanoseconds into `time` and clobbers rax, rcx and r11.
+    // SAFETY: the system call writes seconds and nanoseconds into `time` and clobbers rax, rcx and
+    // r11.
     unsafe {
         std::arch::asm!("syscall", inlateout("rax") CLOCK_GETTIME => _, in("rdi") CLOCK_THREAD_CPUTIME_ID,
             in("rsi") time.as_mut_ptr(), out("rcx") _, out("r11") _);
