@@ -29,6 +29,8 @@ operations! {
     broadcast,
     copy,
     reduce,
+    unary,
+    unary_gradient,
 }
 
 pub use accumulate::accumulate;
@@ -36,6 +38,8 @@ pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
 pub use copy::copy;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
+pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
+pub use unary_gradient::unary_gradient;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
