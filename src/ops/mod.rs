@@ -31,6 +31,8 @@ operations! {
     copy,
     indices,
     reduce,
+    unary,
+    unary_gradient,
 }
 
 pub use accumulate::accumulate;
@@ -40,6 +42,8 @@ pub use broadcast::broadcast_to;
 pub use copy::copy;
 pub use indices::indices;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
+pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
+pub use unary_gradient::unary_gradient;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
