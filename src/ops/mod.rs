@@ -4,6 +4,7 @@
 //! f64) and `cpu.rs` (the SIMD kernel). To add one, write the folder and add its row below.
 
 pub mod case;
+mod layout;
 pub mod operation;
 
 pub use case::{Case, CaseInput, Entry, Fill, Tolerance};
@@ -24,11 +25,21 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    binary,
+    broadcast,
     copy,
+    reduce,
+    unary,
+    unary_gradient,
 }
 
 pub use accumulate::accumulate;
+pub use binary::{add, div, equal, mul, offset, scale, sub};
+pub use broadcast::broadcast_to;
 pub use copy::copy;
+pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
+pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
+pub use unary_gradient::unary_gradient;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
@@ -56,12 +67,4 @@ pub fn expect_types(op: &str, inputs: &[TensorType], wanted: &[DType]) -> Result
         }
     }
     Ok(())
-}
-
-/// PLACEHOLDER until ops/binary lands.
-///
-/// # Errors
-/// Always.
-pub fn add(_tape: &mut dyn Recorder, _a: Var, _b: Var) -> Result<Var> {
-    Err(Error::operation("add", "placeholder"))
 }
