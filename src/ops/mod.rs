@@ -30,7 +30,11 @@ operations! {
     broadcast,
     copy,
     indices,
+    log_softmax,
     reduce,
+    softmax,
+    softmax_backward,
+    softmax_cross_entropy,
     unary,
     unary_gradient,
 }
@@ -41,7 +45,11 @@ pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
 pub use copy::copy;
 pub use indices::indices;
+pub use log_softmax::log_softmax;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
+pub use softmax::softmax;
+pub use softmax_backward::softmax_backward;
+pub use softmax_cross_entropy::{CrossEntropy, softmax_cross_entropy, softmax_cross_entropy_soft};
 pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
 pub use unary_gradient::unary_gradient;
 

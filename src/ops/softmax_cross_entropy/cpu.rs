@@ -1,0 +1,395 @@
+//! `softmax_cross_entropy` on the CPU.
+//!
+//! Rows go in groups of up to one vector's lanes: the exponentials of each row are computed along
+//! the classes, then the ends of the rows (logarithm, quotients) of all rows of the group at once,
+//! one row a lane, then the gradient is written. A group's exponentials stay in a stack buffer; those
+//! of rows too long for it are kept where the gradient goes.
+
+use super::Targets;
+use crate::device::cpu::simd::{Kernel, Simd, dispatch, dot, fold_many, math, sum};
+use crate::device::cpu::{Chunk, Isa, Launch, rows_per_chunk};
+use crate::ops::Site;
+use crate::ops::softmax::rows::{BUFFER, Bases, NO_BASES, first_largest, padded, read, scale};
+
+/// Most lanes of any instruction set.
+const LANES: usize = 16;
+/// Numbers that a chunk leaves for the means: see [`Sums`].
+const PARTIALS: usize = 5;
+
+/// Nanoseconds of a row: two reductions, and an exponential an element.
+fn nanoseconds(classes: usize) -> f64 {
+    8.0 + 0.5 * classes as f64
+}
+
+#[derive(Clone, Copy)]
+struct Problem {
+    isa: Isa,
+    rows: usize,
+    classes: usize,
+    dlogits: bool,
+    statistics: bool,
+}
+
+pub(super) fn launch(site: &Site<'_>, targets: Targets) -> Launch {
+    let logits = &site.inputs[0].shape;
+    let (rows, classes) = (logits.rows(), logits.columns());
+    let (dlogits, statistics) = (site.used[1], site.used[2]);
+    let problem = Problem { isa: site.isa, rows, classes, dlogits, statistics };
+    let (launch, per_chunk) = (Launch::new(site.isa.name()), rows_per_chunk(nanoseconds(classes)));
+    let run = move |chunk: &Chunk<'_>| {
+        let targets = match targets {
+            Targets::Labels { smoothing } => {
+                Target::Labels { labels: chunk.input_rows(1), smoothing }
+            }
+            Targets::Distributions => Target::Distributions(chunk.input_rows(1)),
+        };
+        let (dlogits, losses) = (chunk.output(1), chunk.output(3));
+        let logits = chunk.input_rows(0);
+        dispatch(problem.isa, Rows { problem, logits, targets, dlogits, losses })
+    };
+    let finish = move |chunk: &Chunk<'_>, total: Sums| {
+        let rows = problem.rows as f64;
+        if let [loss] = chunk.output(0) {
+            *loss = (total.loss / rows) as f32;
+        }
+        if let [mean, smallest, right, rms] = chunk.output(2) {
+            *mean = (total.margin / rows) as f32;
+            *smallest = total.smallest;
+            *right = total.right as f32;
+            *rms = (total.squares / (rows * problem.classes as f64)).sqrt() as f32;
+        }
+    };
+    if rows <= per_chunk {
+        return launch.serial(move |chunk| finish(chunk, run(chunk)));
+    }
+    let chunks = rows.div_ceil(per_chunk);
+    let launch = launch.rows_with_partials(rows, per_chunk, PARTIALS, move |chunk| {
+        run(chunk).store(chunk.partials());
+    });
+    launch.serial(move |chunk| {
+        let partials = chunk.all_partials()[..chunks * PARTIALS].chunks_exact(PARTIALS);
+        finish(chunk, partials.fold(Sums::NONE, |total, part| total.and(&Sums::load(part))));
+    })
+}
+
+/// Sums over rows, combined in the order of the rows.
+struct Sums {
+    loss: f64,
+    margin: f64,
+    smallest: f32,
+    right: f64,
+    squares: f64,
+}
+
+impl Sums {
+    const NONE: Sums =
+        Sums { loss: 0.0, margin: 0.0, smallest: f32::INFINITY, right: 0.0, squares: 0.0 };
+
+    fn load(part: &[f32]) -> Sums {
+        let [loss, margin, right, squares] = [part[0], part[1], part[3], part[4]].map(f64::from);
+        Sums { loss, margin, smallest: part[2], right, squares }
+    }
+
+    fn store(&self, part: &mut [f32]) {
+        let smallest = f64::from(self.smallest);
+        let all = [self.loss, self.margin, smallest, self.right, self.squares];
+        part.copy_from_slice(&all.map(|x| x as f32));
+    }
+
+    /// NaN of either stays.
+    #[inline(always)]
+    fn and(&self, other: &Sums) -> Sums {
+        let first = self.smallest.is_nan() || self.smallest < other.smallest;
+        Sums {
+            loss: self.loss + other.loss,
+            margin: self.margin + other.margin,
+            smallest: if first { self.smallest } else { other.smallest },
+            right: self.right + other.right,
+            squares: self.squares + other.squares,
+        }
+    }
+}
+
+/// The right-hand sides of a chunk's rows.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    Labels { labels: &'a [u32], smoothing: f32 },
+    Distributions(&'a [f32]),
+}
+
+/// The rows of a chunk; outputs that nobody reads are empty.
+struct Rows<'a> {
+    problem: Problem,
+    logits: &'a [f32],
+    targets: Target<'a>,
+    dlogits: &'a mut [f32],
+    losses: &'a mut [f32],
+}
+
+/// What the rows of a group have in common lanes: one lane a row.
+///
+/// With weights `t` of the classes, `T` their sum, and `m` the row's largest logit.
+#[derive(Clone, Copy)]
+struct Group {
+    /// The right class; past the end where there is none.
+    label: [usize; LANES],
+    /// Its logit; NaN where there is none, which spreads to all results of the row.
+    own: [f32; LANES],
+    /// `m`.
+    max: [f32; LANES],
+    /// The largest logit of the other classes.
+    other: [f32; LANES],
+    /// Sum over the other classes of `exp(z - m)`.
+    rest: [f32; LANES],
+    /// Sum over all classes of `t (m - z)`, without that of the label's own weight for [`Target::Labels`].
+    below: [f32; LANES],
+    /// `t` of the right class.
+    target: [f32; LANES],
+    /// Sum of `t` over the other classes.
+    others: [f32; LANES],
+}
+
+/// The ends of the rows of a group.
+struct Ends {
+    loss: [f32; LANES],
+    /// What turns `exp(z - m)` into the gradient, but for the target.
+    factor: [f32; LANES],
+    /// Gradient of the right class.
+    own: [f32; LANES],
+}
+
+impl Kernel for Rows<'_> {
+    type Output = Sums;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) -> Sums {
+        let classes = self.problem.classes;
+        let count = self.logits.len() / classes;
+        let padded = padded::<S>(classes);
+        let buffered = padded <= BUFFER;
+        let size = if buffered { (BUFFER / padded).min(S::LANES) } else { 1 };
+        let mut buffer = [0.0; BUFFER];
+        let mut bases = NO_BASES;
+        let mut group = Group::new();
+        let mut total = Sums::NONE;
+        let mut first = 0;
+        while first < count {
+            let rows = size.min(count - first);
+            for r in 0..rows {
+                let exponentials = match () {
+                    () if !self.problem.dlogits => &mut [],
+                    () if buffered => &mut buffer[r * padded..][..padded],
+                    () => &mut self.dlogits[first * classes..][..classes],
+                };
+                let z = &self.logits[(first + r) * classes..][..classes];
+                group.read(s, r, first + r, z, self.targets, exponentials, &mut bases);
+            }
+            let ends = group.finish(s, &self.problem, self.targets);
+            if self.problem.dlogits {
+                for r in 0..rows {
+                    let kept = buffered.then(|| &buffer[r * padded..][..padded]);
+                    let bases = (!buffered).then_some((&bases, group.max[r]));
+                    self.gradient(s, first + r, kept, bases, &ends, r);
+                    if let Some(own) = self.dlogits[(first + r) * classes..][..classes]
+                        .get_mut(group.label[r])
+                    {
+                        *own = ends.own[r];
+                    }
+                }
+            }
+            if !self.losses.is_empty() {
+                self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
+            }
+            let z = &self.logits[first * classes..][..rows * classes];
+            total = total.and(&group.sums(s, &self.problem, &ends, rows, z));
+            first += rows;
+        }
+        total
+    }
+}
+
+impl Rows<'_> {
+    /// Writes the gradient of a row, all but its right class.
+    #[inline(always)]
+    fn gradient<S: Simd>(
+        &mut self,
+        s: S,
+        row: usize,
+        kept: Option<&[f32]>,
+        bases: Option<(&Bases, f32)>,
+        ends: &Ends,
+        r: usize,
+    ) {
+        let classes = self.problem.classes;
+        let mean = 1.0 / self.problem.rows as f32;
+        let out = &mut self.dlogits[row * classes..];
+        let factor = ends.factor[r];
+        match self.targets {
+            Target::Labels { smoothing: 0.0, .. } => {
+                scale(s, classes, kept, out, bases, factor, #[inline(always)] |_, _, p| p);
+            }
+            Target::Labels { smoothing, .. } => {
+                let t = s.splat(smoothing / classes as f32 * mean);
+                scale(s, classes, kept, out, bases, factor, #[inline(always)] |s, _, p| s.sub(p, t));
+            }
+            Target::Distributions(targets) => {
+                let t = &targets[row * classes..][..classes];
+                let mean = s.splat(mean);
+                scale(s, classes, kept, out, bases, factor, #[inline(always)] |s, i, p| {
+                    s.neg_mul_add(s.load_slice(&t[i..]), mean, p)
+                });
+            }
+        }
+    }
+}
+
+impl Group {
+    #[inline(always)]
+    fn new() -> Group {
+        let zeros = [0.0; LANES];
+        Group {
+            label: [usize::MAX; LANES],
+            own: zeros,
+            max: zeros,
+            other: zeros,
+            rest: zeros,
+            below: zeros,
+            target: [1.0; LANES],
+            others: zeros,
+        }
+    }
+
+    /// Reads the logits of row `row` of the chunk into lane `r`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn read<S: Simd>(
+        &mut self,
+        s: S,
+        r: usize,
+        row: usize,
+        z: &[f32],
+        targets: Target<'_>,
+        exponentials: &mut [f32],
+        bases: &mut Bases,
+    ) {
+        let label = match targets {
+            Target::Labels { labels, .. } => labels[row] as usize,
+            Target::Distributions(t) => {
+                first_largest(s, &t[row * z.len()..][..z.len()]).unwrap_or(usize::MAX)
+            }
+        };
+        let own = z.get(label).copied().unwrap_or(f32::NAN);
+        let reading = read(s, z, label, own, exponentials, bases);
+        (self.label[r], self.own[r]) = (label, own);
+        (self.max[r], self.other[r], self.rest[r]) = (reading.max, reading.other, reading.sum);
+        match targets {
+            Target::Labels { smoothing: 0.0, .. } => {}
+            Target::Labels { smoothing, .. } => {
+                let share = smoothing / z.len() as f32;
+                let max = s.splat(reading.max);
+                let below = fold_many(
+                    s,
+                    [z],
+                    s.zero(),
+                    #[inline(always)]
+                    |s, acc, [z]| s.add(acc, s.sub(max, z)),
+                    S::add,
+                );
+                self.below[r] = share * s.reduce_add(below);
+                self.target[r] = (1.0 - smoothing) + share;
+                self.others[r] = share * (z.len() - 1) as f32;
+            }
+            Target::Distributions(t) => {
+                let t = &t[row * z.len()..][..z.len()];
+                let max = s.splat(reading.max);
+                let below = fold_many(
+                    s,
+                    [z, t],
+                    s.zero(),
+                    // A class of weight zero counts nothing, at a logit of negative infinity too.
+                    #[inline(always)]
+                    |s, acc, [z, t]| {
+                        let term = s.mul_add(t, s.sub(max, z), acc);
+                        s.select(s.eq(t, s.zero()), acc, term)
+                    },
+                    S::add,
+                );
+                self.below[r] = s.reduce_add(below);
+                let (before, after) = t.split_at(label.min(t.len()));
+                let (own, after) = after.split_first().unwrap_or((&f32::NAN, &[]));
+                self.others[r] = sum(s, before) + sum(s, after);
+                self.target[r] = *own;
+            }
+        }
+    }
+
+    /// Loss, factor and gradient of the right class; lanes past the group's rows hold leftovers.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, problem: &Problem, targets: Target<'_>) -> Ends {
+        let [own, max, rest] = [self.own, self.max, self.rest].map(
+            #[inline(always)]
+            |lanes| s.load_slice(&lanes),
+        );
+        let (target, others) = (s.load_slice(&self.target), s.load_slice(&self.others));
+        let weight = s.add(target, others);
+        let own_exponential = math::exp(s, s.sub(own, max));
+        let total = s.add(own_exponential, rest);
+        // log(total). Where the right class has the largest logit, total is 1 + rest, and rest may
+        // vanish beside 1. Otherwise rest is at least 1 and total - 1 loses nothing.
+        let right = s.eq(own, max);
+        let log = math::log_1p(s, s.select(right, rest, s.sub(total, s.splat(1.0))));
+        let below = match targets {
+            Target::Labels { smoothing: 0.0, .. } => s.sub(max, own),
+            Target::Labels { smoothing, .. } => {
+                s.mul_add(s.splat(1.0 - smoothing), s.sub(max, own), s.load_slice(&self.below))
+            }
+            Target::Distributions(_) => s.load_slice(&self.below),
+        };
+        let loss = s.mul_add(weight, log, below);
+        let mean = s.splat(1.0 / problem.rows as f32);
+        let inverse = s.div(weight, total);
+        let mut ends = Ends { loss: [0.0; LANES], factor: [0.0; LANES], own: [0.0; LANES] };
+        s.store_slice(&mut ends.loss, loss);
+        s.store_slice(&mut ends.factor, s.mul(inverse, mean));
+        // T p - t, or minus the sum of the others' gradients, whichever has the smaller terms: for a
+        // confident target the latter, since p - 1 rounds to zero at margin 17.
+        let direct = s.sub(s.mul(own_exponential, inverse), target);
+        let from_others = s.neg_mul_add(rest, inverse, others);
+        let own = s.select(s.lt(target, others), direct, from_others);
+        s.store_slice(&mut ends.own, s.mul(own, mean));
+        ends
+    }
+
+    /// Sums over the group's rows, whose logits are `z`.
+    #[inline(always)]
+    fn sums<S: Simd>(&self, s: S, problem: &Problem, ends: &Ends, rows: usize, z: &[f32]) -> Sums {
+        let present = s.first(rows);
+        let loss = s.load_slice(&ends.loss);
+        let mut sums = Sums::NONE;
+        sums.loss = f64::from(s.reduce_add(s.select(present, loss, s.zero())));
+        if !problem.statistics {
+            return sums;
+        }
+        let margin = if problem.classes == 1 {
+            s.zero()
+        } else {
+            s.sub(s.load_slice(&self.own), s.load_slice(&self.other))
+        };
+        let margin = s.select(s.is_nan(loss), loss, margin);
+        sums.margin = f64::from(s.reduce_add(s.select(present, margin, s.zero())));
+        sums.smallest = s.reduce_min(s.select(present, margin, s.splat(f32::INFINITY)));
+        let above = s.count(s.mask_and(present, s.gt(margin, s.zero())));
+        let mut right = above;
+        // Of equal logits, the first is the argmax.
+        let mut ties = s.bits(s.mask_and(present, s.eq(margin, s.zero())));
+        while ties != 0 {
+            let r = ties.trailing_zeros() as usize;
+            let before = &z[r * problem.classes..][..self.label[r]];
+            right += u32::from(!before.contains(&self.own[r]));
+            ties &= ties - 1;
+        }
+        sums.right = f64::from(right);
+        sums.squares = f64::from(dot(s, z, z));
+        sums
+    }
+}
