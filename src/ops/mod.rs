@@ -26,11 +26,17 @@ operations! {
     accumulate,
     batch,
     copy,
+    dropout,
+    embedding,
+    embedding_backward,
 }
 
 pub use accumulate::accumulate;
 pub use batch::{Batch, batch};
 pub use copy::copy;
+pub use dropout::dropout;
+pub use embedding::embedding;
+pub use embedding_backward::embedding_backward;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
