@@ -29,6 +29,10 @@ operations! {
     dropout,
     embedding,
     embedding_backward,
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
 }
 
 pub use accumulate::accumulate;
@@ -37,6 +41,8 @@ pub use copy::copy;
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use embedding_backward::embedding_backward;
+pub use layer_norm::layer_norm;
+pub use rms_norm::rms_norm;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
