@@ -63,3 +63,105 @@ fn batch_rows_outside_the_data_set_are_nan() {
         }
     }
 }
+
+/// The gradient has the mask of the forward pass; every instruction set makes the same one; the
+/// counter picks another.
+#[test]
+fn dropout_masks_agree_between_passes_and_instruction_sets() {
+    const N: usize = 100_003;
+    const P: f32 = 0.25;
+    let mut masks: Option<[Vec<f32>; 2]> = None;
+    for mut store in stores() {
+        let counter = store.control_mut().u64_slot("counter", 0);
+        let mut tape = Tape::new(&store);
+        let x = tape.input("x", [N]).expect("input");
+        let upstream = tape.input("dy", [N]).expect("input");
+        let y = ops::dropout(&mut tape, x, P, 77, counter).expect("recorded");
+        let dx = tape.vector_jacobian(&[(y, upstream)], &[x]).expect("recorded")[0];
+        tape.output(y).expect("output");
+        tape.output(dx).expect("output");
+        let mut step = tape.compile(&store).expect("compile");
+        step.write(x, &[3.0; N]).expect("write");
+        step.write(upstream, &[1.0; N]).expect("write");
+        let found = [0, 1].map(|count| {
+            store.control_mut().set_u64(counter, count);
+            step.replay(&mut store).expect("replay");
+            let (y, dx) = (step.read(y).expect("read"), step.read(dx).expect("read"));
+            assert!(dx.iter().all(|&d| d == 0.0 || d == 1.0 / (1.0 - P)));
+            assert!(y.iter().zip(&dx).all(|(y, dx)| (y - 3.0 * dx).abs() < 1e-6));
+            dx
+        });
+        let share = found[0].iter().filter(|&&d| d != 0.0).count() as f64 / N as f64;
+        let keep = 1.0 - f64::from(P);
+        assert!((share - keep).abs() < 5.0 * (keep * (1.0 - keep) / N as f64).sqrt(), "{share}");
+        assert_ne!(found[0], found[1]);
+        assert_eq!(*masks.get_or_insert_with(|| found.clone()), found);
+    }
+}
+
+#[test]
+fn dropout_of_nothing_copies_and_lost_nan_stays_seen() {
+    let mut store = Store::new(&Device::cpu(1).expect("cpu"));
+    let counter = store.control_mut().u64_slot("counter", 0);
+    let mut tape = Tape::new(&store);
+    let x = tape.input("x", [999]).expect("input");
+    let copied = ops::dropout(&mut tape, x, 0.0, 1, counter).expect("recorded");
+    let dropped = ops::dropout(&mut tape, x, 0.5, 1, counter).expect("recorded");
+    ops::dropout(&mut tape, x, 1.0, 1, counter).expect_err("nothing would be kept");
+    tape.output(copied).expect("output");
+    tape.output(dropped).expect("output");
+    let mut step = tape.compile(&store).expect("compile");
+    let values: Vec<f32> = (0..999).map(|i| i as f32).collect();
+    step.write(x, &values).expect("write");
+    step.replay(&mut store).expect("replay");
+    assert_eq!(step.read(copied).expect("read"), values);
+    step.write(x, &[f32::NAN; 999]).expect("write");
+    step.replay(&mut store).expect("replay");
+    assert!(step.read(dropped).expect("read").iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn embedding_rows_outside_the_table_are_nan_and_add_nothing() {
+    const ROWS: usize = 40;
+    let indices: Vec<u32> = (0..50u32)
+        .map(|i| match i % 5 {
+            0 => ROWS as u32 + i,
+            1 => u32::MAX - i,
+            2 => 1 << 31 | i,
+            _ => i % ROWS as u32,
+        })
+        .collect();
+    for mut store in stores() {
+        let region = store.upload("indices", &indices);
+        let mut tape = Tape::new(&store);
+        let table = tape.input("table", [ROWS, 3]).expect("input");
+        let at = tape.persistent("indices", region, 0, [50]).expect("indices");
+        let y = ops::embedding(&mut tape, table, at).expect("recorded");
+        let upstream = tape.input("dy", [50, 3]).expect("input");
+        let dtable = tape.vector_jacobian(&[(y, upstream)], &[table]).expect("recorded")[0];
+        // The gradient is linear in dy: its own gradient gathers.
+        let again = tape.vector_jacobian(&[(dtable, table)], &[upstream]).expect("recorded")[0];
+        for var in [y, dtable, again] {
+            tape.output(var).expect("output");
+        }
+        let mut step = tape.compile(&store).expect("compile");
+        let values: Vec<f32> = (0..ROWS * 3).map(|i| i as f32).collect();
+        step.write(table, &values).expect("write");
+        step.write(upstream, &[1.0; 150]).expect("write");
+        step.replay(&mut store).expect("replay");
+        let (y, again) = (step.read(y).expect("read"), step.read(again).expect("read"));
+        let mut counts = [0.0f32; ROWS];
+        for (r, &index) in indices.iter().enumerate() {
+            let row = &y[3 * r..][..3];
+            if (index as usize) < ROWS {
+                assert_eq!(row, &values[3 * index as usize..][..3]);
+                assert_eq!(row, &again[3 * r..][..3]);
+                counts[index as usize] += 1.0;
+            } else {
+                assert!(row.iter().all(|x| x.is_nan()), "row {r}: {row:?}");
+            }
+        }
+        let want: Vec<f32> = counts.iter().flat_map(|&count| [count; 3]).collect();
+        assert_eq!(step.read(dtable).expect("read"), want);
+    }
+}

@@ -29,9 +29,16 @@ operations! {
     binary,
     broadcast,
     copy,
+    dropout,
+    embedding,
+    embedding_backward,
     indices,
+    layer_norm,
+    layer_norm_backward,
     log_softmax,
     reduce,
+    rms_norm,
+    rms_norm_backward,
     softmax,
     softmax_backward,
     softmax_cross_entropy,
@@ -52,6 +59,11 @@ pub use softmax_backward::softmax_backward;
 pub use softmax_cross_entropy::{CrossEntropy, softmax_cross_entropy, softmax_cross_entropy_soft};
 pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
 pub use unary_gradient::unary_gradient;
+pub use dropout::dropout;
+pub use embedding::embedding;
+pub use embedding_backward::embedding_backward;
+pub use layer_norm::layer_norm;
+pub use rms_norm::rms_norm;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
