@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod error;
+pub mod gemm;
 pub mod ops;
 pub mod tape;
 pub mod tensor;

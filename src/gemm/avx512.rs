@@ -1,0 +1,179 @@
+//! AVX-512: register tiles of up to 14 x 32. Of the 32 registers 28 hold sums, 2 a row of B, 1 the broadcast element of A.
+
+use super::driver::{Kernel, Micro, Packing};
+use core::arch::x86_64::*;
+
+/// The engine `avx512_14x32`.
+pub(super) struct Avx512;
+
+const LANES: usize = 16;
+const ROWS: usize = 14;
+
+type Multiply = unsafe fn(&Micro);
+
+/// Microkernels by rows - 1, vectors - 1 and whether rows of A are apart.
+static MULTIPLY: [[[Multiply; 2]; 2]; ROWS] = {
+    macro_rules! table {
+        ($($rows:literal)*) => { [$([
+            [multiply::<$rows, 1, false>, multiply::<$rows, 1, true>],
+            [multiply::<$rows, 2, false>, multiply::<$rows, 2, true>],
+        ]),*] };
+    }
+    table!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+};
+
+impl Kernel for Avx512 {
+    const NAME: &'static str = "avx512_14x32";
+    const ROWS: usize = ROWS;
+    const LANES: usize = LANES;
+    const DEPTH: usize = 256;
+
+    unsafe fn multiply(micro: &Micro) {
+        debug_assert!((1..=ROWS).contains(&micro.rows) && (1..=2 * LANES).contains(&micro.cols));
+        let vectors = micro.cols.div_ceil(LANES);
+        let multiply = MULTIPLY[micro.rows - 1][vectors - 1][usize::from(micro.a_row != 1)];
+        // SAFETY: the caller's contract; the entry is that of these rows and vectors.
+        unsafe { multiply(micro) }
+    }
+
+    unsafe fn pack(packing: &Packing) {
+        // SAFETY: the caller's contract.
+        unsafe { if packing.along_depth { transpose(packing) } else { copy(packing) } }
+    }
+}
+
+/// Mask of the first `count` lanes (all when there are more).
+fn lanes(count: usize) -> __mmask16 {
+    if count >= LANES { !0 } else { (1 << count) - 1 }
+}
+
+/// The microkernel for `M` rows and `V` vectors; `APART`: rows of A lie `a_row` apart, else next to each other.
+///
+/// # Safety
+/// As [`Kernel::multiply`].
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Micro) {
+    let Micro { cols, depth, mut a, a_depth, mut b, b_depth, c, ldc, accumulate, .. } = *micro;
+    let a_row = if APART { micro.a_row } else { 1 };
+    let last = lanes(cols - (V - 1) * LANES);
+    let mut sums = [[_mm512_setzero_ps(); V]; M];
+    for _ in 0..depth {
+        let mut row = [_mm512_setzero_ps(); V];
+        // SAFETY: `depth` rows of `cols` elements of B and `M` of A are readable (contract); the mask holds back lanes beyond `cols`.
+        unsafe {
+            for v in 0..V - 1 {
+                row[v] = _mm512_loadu_ps(b.add(v * LANES));
+            }
+            row[V - 1] = _mm512_maskz_loadu_ps(last, b.add((V - 1) * LANES));
+            for i in 0..M {
+                let element = _mm512_set1_ps(*a.add(i * a_row));
+                for v in 0..V {
+                    sums[i][v] = _mm512_fmadd_ps(element, row[v], sums[i][v]);
+                }
+            }
+        }
+        a = a.wrapping_add(a_depth);
+        b = b.wrapping_add(b_depth);
+    }
+    for i in 0..M {
+        for v in 0..V {
+            let mask = if v == V - 1 { last } else { !0 };
+            // SAFETY: C has `M` rows of `cols` elements (contract); the mask holds back lanes beyond `cols`.
+            unsafe {
+                let place = c.add(i * ldc + v * LANES);
+                let mut sum = sums[i][v];
+                if accumulate {
+                    sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), sum);
+                }
+                _mm512_mask_storeu_ps(place, mask, sum);
+            }
+        }
+    }
+}
+
+/// Packs rows that are contiguous across the panel.
+///
+/// # Safety
+/// As [`Kernel::pack`].
+#[target_feature(enable = "avx512f")]
+unsafe fn copy(packing: &Packing) {
+    let Packing { source, stride, count, width, depth, panel, .. } = *packing;
+    for first in (0..width).step_by(LANES) {
+        let (read, write) = (lanes(count.saturating_sub(first)), lanes(width - first));
+        for p in 0..depth {
+            // SAFETY: the masks hold back what lies beyond `count` in the source and `width` in the panel (contract).
+            unsafe {
+                let row = _mm512_maskz_loadu_ps(read, source.wrapping_add(p * stride + first));
+                _mm512_mask_storeu_ps(panel.add(p * width + first), write, row);
+            }
+        }
+    }
+}
+
+/// Packs rows that are contiguous along the depth, in blocks of 16 x 16.
+///
+/// # Safety
+/// As [`Kernel::pack`].
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose(packing: &Packing) {
+    let Packing { source, stride, count, width, depth, panel, .. } = *packing;
+    for first in (0..width).step_by(LANES) {
+        let rows = count.saturating_sub(first).min(LANES);
+        let write = lanes(width - first);
+        for p in (0..depth).step_by(LANES) {
+            let read = lanes(depth - p);
+            let mut block = [_mm512_setzero_ps(); LANES];
+            for (i, row) in block.iter_mut().enumerate() {
+                if i < rows {
+                    // SAFETY: row `first + i` is below `count`, and the mask holds back what lies beyond `depth` (contract).
+                    *row = unsafe {
+                        _mm512_maskz_loadu_ps(read, source.add((first + i) * stride + p))
+                    };
+                }
+            }
+            let block = transposed(block);
+            for (q, row) in block.iter().enumerate() {
+                if q < depth - p {
+                    // SAFETY: group `p + q` is below `depth`, and the mask holds back what lies beyond `width` (contract).
+                    unsafe {
+                        _mm512_mask_storeu_ps(panel.add((p + q) * width + first), write, *row)
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// A block of 16 x 16, transposed: pairs, then fours inside 128-bit lanes, then the lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(rows: [__m512; 16]) -> [__m512; 16] {
+    let mut fours = rows;
+    for i in (0..16).step_by(4) {
+        let (low_a, high_a) =
+            (_mm512_unpacklo_ps(rows[i], rows[i + 1]), _mm512_unpackhi_ps(rows[i], rows[i + 1]));
+        let (low_b, high_b) = (
+            _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]),
+            _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]),
+        );
+        let pairs = [(low_a, low_b), (high_a, high_b)];
+        for (c, (a, b)) in pairs.into_iter().enumerate() {
+            let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+            fours[i + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            fours[i + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    }
+    // Lane l of fours[4 r + c] holds rows 4 r .. 4 r + 4 of column 4 l + c.
+    let mut columns = rows;
+    for c in 0..4 {
+        let even_a = _mm512_shuffle_f32x4::<0x88>(fours[c], fours[4 + c]);
+        let odd_a = _mm512_shuffle_f32x4::<0xDD>(fours[c], fours[4 + c]);
+        let even_b = _mm512_shuffle_f32x4::<0x88>(fours[8 + c], fours[12 + c]);
+        let odd_b = _mm512_shuffle_f32x4::<0xDD>(fours[8 + c], fours[12 + c]);
+        columns[c] = _mm512_shuffle_f32x4::<0x88>(even_a, even_b);
+        columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd_a, odd_b);
+        columns[8 + c] = _mm512_shuffle_f32x4::<0xDD>(even_a, even_b);
+        columns[12 + c] = _mm512_shuffle_f32x4::<0xDD>(odd_a, odd_b);
+    }
+    columns
+}

@@ -1,0 +1,183 @@
+//! Into which chunks a product falls. Pure arithmetic on the shape: no thread counts, no cache sizes, so that chunks and sums are the same
+//! on every machine of an instruction set.
+
+use super::{PackedLayout, Spec};
+
+/// Half-open range of rows, columns or inner indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    pub start: usize,
+    pub end: usize,
+}
+
+impl Range {
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// The `i`-th piece of `step` in `0..total`.
+    fn piece(i: usize, step: usize, total: usize) -> Range {
+        Range { start: (i * step).min(total), end: ((i + 1) * step).min(total) }
+    }
+}
+
+/// What an engine asks of its tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unit {
+    /// Tiles are multiples of this many rows.
+    pub rows: usize,
+    /// Tiles are multiples of this many columns.
+    pub cols: usize,
+    /// Parts of a split K are multiples of this.
+    pub depth: usize,
+    /// Largest tile that keeps its operands in L2 for one `depth`.
+    pub most_rows: usize,
+    /// The same for columns.
+    pub most_cols: usize,
+}
+
+/// Work below which a chunk is not worth claiming: about 10 microseconds of one thread, in floating-point operations.
+const LEAST_WORK: u64 = 1 << 20;
+/// Chunks of a product that is large enough.
+const CHUNKS: u64 = 32;
+/// K is split only into parts at least this long, so that the sums of phase 3 stay below a percent of the work.
+const LEAST_PART: usize = 512;
+/// Partial sums hold at most this many elements (16 MiB).
+const MOST_PARTIAL: usize = 4 << 20;
+/// A reduce chunk reads about this many partial sums.
+const REDUCE_READS: usize = 1 << 16;
+
+/// The tiles of C and the parts of K.
+#[derive(Clone, Debug)]
+pub(super) struct Grid {
+    rows: usize,
+    cols: usize,
+    tile_rows: usize,
+    tile_cols: usize,
+    part_depth: usize,
+    m: usize,
+    n: usize,
+    pub parts: usize,
+    pub reduce_chunks: usize,
+}
+
+/// One chunk of phase 2.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    pub part: usize,
+    pub rows: Range,
+    pub cols: Range,
+    pub depth: Range,
+}
+
+impl Grid {
+    /// Cuts the product into at most `most` tiles.
+    pub fn new(spec: &Spec, unit: Unit, most: usize) -> Grid {
+        let Spec { m, n, k, .. } = *spec;
+        let mut grid = Grid {
+            rows: usize::from(m > 0 && n > 0),
+            cols: 1,
+            tile_rows: m,
+            tile_cols: n,
+            part_depth: k.max(1),
+            m,
+            n,
+            parts: 1,
+            reduce_chunks: 0,
+        };
+        let wanted = wanted_chunks(spec);
+        if grid.rows == 0 || most == 1 || wanted == 1 {
+            return grid;
+        }
+        let (row_units, col_units) = (m.div_ceil(unit.rows), n.div_ceil(unit.cols));
+        // Few tiles of a useful size but a long K: split K rather than C.
+        let useful = m.div_ceil(4 * unit.rows) * n.div_ceil(2 * unit.cols);
+        let parts = (wanted / useful).min(k / LEAST_PART).min(MOST_PARTIAL / (m * n)).max(1);
+        if parts > 1 {
+            grid.part_depth = k.div_ceil(parts).next_multiple_of(unit.depth);
+            grid.parts = k.div_ceil(grid.part_depth);
+        }
+        let wanted = wanted.div_ceil(grid.parts);
+        // Halve the longer side until there are enough tiles, each small enough.
+        let (mut rows, mut cols) = (m.div_ceil(unit.most_rows), n.div_ceil(unit.most_cols));
+        loop {
+            grid.tile_rows = row_units.div_ceil(rows) * unit.rows;
+            grid.tile_cols = col_units.div_ceil(cols) * unit.cols;
+            grid.rows = m.div_ceil(grid.tile_rows);
+            grid.cols = n.div_ceil(grid.tile_cols);
+            let (can_rows, can_cols) = (grid.tile_rows > unit.rows, grid.tile_cols > unit.cols);
+            if grid.rows * grid.cols >= wanted || !(can_rows || can_cols) {
+                break;
+            }
+            if can_cols && (grid.tile_cols >= grid.tile_rows || !can_rows) {
+                cols = (2 * grid.cols).min(col_units);
+            } else {
+                rows = (2 * grid.rows).min(row_units);
+            }
+        }
+        if grid.parts > 1 {
+            grid.reduce_chunks =
+                (m * n * grid.parts / REDUCE_READS).clamp(1, m.min(CHUNKS as usize));
+        }
+        grid
+    }
+
+    /// Chunks of phase 2.
+    pub fn tiles(&self) -> usize {
+        self.rows * self.cols * self.parts
+    }
+
+    /// The chunk with that number; rows vary fastest, so that neighbours share their columns of B.
+    pub fn tile(&self, chunk: usize, k: usize) -> Tile {
+        assert!(chunk < self.tiles(), "tile {chunk} of {}", self.tiles());
+        let (part, rest) = (chunk / (self.rows * self.cols), chunk % (self.rows * self.cols));
+        Tile {
+            part,
+            rows: Range::piece(rest % self.rows, self.tile_rows, self.m),
+            cols: Range::piece(rest / self.rows, self.tile_cols, self.n),
+            depth: Range::piece(part, self.part_depth, k),
+        }
+    }
+
+    /// Rows of a chunk of phase 3.
+    pub fn reduce_rows(&self, chunk: usize, m: usize) -> Range {
+        assert!(chunk < self.reduce_chunks, "reduce chunk {chunk} of {}", self.reduce_chunks);
+        Range { start: chunk * m / self.reduce_chunks, end: (chunk + 1) * m / self.reduce_chunks }
+    }
+}
+
+/// A chunk of phase 1 packs about this many elements, 10 microseconds of one thread.
+const PACK_ELEMENTS: usize = 1 << 15;
+
+/// Into how many chunks the packing of one operand falls.
+pub(super) fn pack_chunks(layout: &PackedLayout) -> usize {
+    let wanted = (layout.len() / PACK_ELEMENTS).clamp(1, CHUNKS as usize);
+    if wanted <= layout.panels() {
+        wanted
+    } else {
+        layout.panels() * wanted.div_ceil(layout.panels())
+    }
+}
+
+/// The panels and the depth of chunk `chunk` of `chunks`: some whole panels, or a part of one.
+pub(super) fn pack_part(layout: &PackedLayout, chunk: usize, chunks: usize) -> (Range, Range) {
+    let panels = layout.panels();
+    if chunks <= panels {
+        let panels = Range { start: chunk * panels / chunks, end: (chunk + 1) * panels / chunks };
+        (panels, Range { start: 0, end: layout.depth })
+    } else {
+        let parts = chunks / panels;
+        let (panel, part) = (chunk / parts, chunk % parts);
+        let step = layout.depth.div_ceil(parts);
+        (Range { start: panel, end: panel + 1 }, Range::piece(part, step, layout.depth))
+    }
+}
+
+/// How many chunks a product deserves: one per [`LEAST_WORK`] up to 8, then one per four times that, up to [`CHUNKS`].
+/// An element of C counts 16 operations and one of an operand 4: what their traffic costs when it passes L2.
+fn wanted_chunks(spec: &Spec) -> usize {
+    let (m, n, k) = (spec.m as u64, spec.n as u64, spec.k as u64);
+    let work = 2 * m * n * k + 16 * m * n + 4 * k * (m + n);
+    let units = work / LEAST_WORK;
+    (if units <= 8 { units.max(1) } else { (units / 4).clamp(8, CHUNKS) }) as usize
+}

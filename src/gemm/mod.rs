@@ -1,0 +1,550 @@
+//! The CPU matrix engine: C\[m, n\] (+)= op(A)\[m, k\] · op(B)\[k, n\], all f32, row-major with explicit row strides.
+//!
+//! A [`Plan`] does not start threads. It says into how many independent chunks each of three phases falls, and runs one chunk when it is
+//! told to; whoever owns the threads puts a barrier between the phases:
+//! 1. `pack`: operands are brought into panels in shared scratch memory, once for all tiles (no chunks when nothing is packed);
+//! 2. `tile`: each chunk computes one block of C, or, when K is split, one block of a partial sum in scratch;
+//! 3. `reduce`: sums the partial products in order (no chunks unless K is split).
+//!
+//! The number of chunks and the order of every sum depend on the shapes and the instruction set alone, never on threads, timing or cache
+//! sizes: a plan gives the same bits however its chunks are distributed.
+//! The [`Epilogue`] sees every element of C exactly once, when it is final and still in cache.
+//!
+//! Method: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008; the loops are in `driver.rs`.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod blocking;
+mod driver;
+mod portable;
+#[cfg(test)]
+mod probe;
+#[cfg(test)]
+mod tests;
+
+use crate::device::cpu::Isa;
+use blocking::{Grid, Range};
+use driver::{Kernel, Panels};
+
+/// How an operand is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transpose {
+    /// Stored as it is used: A as \[m, k\], B as \[k, n\].
+    No,
+    /// Stored transposed: A as \[k, m\], B as \[n, k\].
+    Yes,
+}
+
+/// The product to compute: C\[m, n\] (+)= op(A)\[m, k\] · op(B)\[k, n\].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// Rows of op(A) and C.
+    pub m: usize,
+    /// Columns of op(B) and C.
+    pub n: usize,
+    /// Columns of op(A) and rows of op(B). With `k == 0` the product is zero.
+    pub k: usize,
+    /// Storage of A.
+    pub a: Transpose,
+    /// Storage of B.
+    pub b: Transpose,
+    /// Whether the product is added to what C holds; otherwise C is written without being read.
+    pub accumulate: bool,
+}
+
+impl Spec {
+    /// A product of untransposed operands that overwrites C.
+    pub fn new(m: usize, n: usize, k: usize) -> Spec {
+        Spec { m, n, k, a: Transpose::No, b: Transpose::No, accumulate: false }
+    }
+
+    /// The same with A stored as \[k, m\].
+    pub fn a_transposed(self) -> Spec {
+        Spec { a: Transpose::Yes, ..self }
+    }
+
+    /// The same with B stored as \[n, k\].
+    pub fn b_transposed(self) -> Spec {
+        Spec { b: Transpose::Yes, ..self }
+    }
+
+    /// The same, added to what C holds.
+    pub fn accumulating(self) -> Spec {
+        Spec { accumulate: true, ..self }
+    }
+
+    /// Floating-point operations: 2·m·n·k.
+    pub fn flops(&self) -> u64 {
+        2 * self.m as u64 * self.n as u64 * self.k as u64
+    }
+
+    /// Rows and columns of A as stored.
+    pub fn a_shape(&self) -> (usize, usize) {
+        match self.a {
+            Transpose::No => (self.m, self.k),
+            Transpose::Yes => (self.k, self.m),
+        }
+    }
+
+    /// Rows and columns of B as stored.
+    pub fn b_shape(&self) -> (usize, usize) {
+        match self.b {
+            Transpose::No => (self.k, self.n),
+            Transpose::Yes => (self.n, self.k),
+        }
+    }
+}
+
+/// How a packed operand lies in memory: panels of `width` rows of op(A) (columns of op(B)), each panel `depth` (= k) groups of `width`
+/// consecutive elements, panel after panel.
+///
+/// Element (i, p) of op(A), or (p, i) of op(B), with i in `0..count` and p in `0..depth`, lies at
+/// `(i / width) * width * depth + p * width + i % width`, which is [`PackedLayout::index`]. The places of the last panel beyond `count`
+/// must be zero. The layout depends on `count`, `depth`, side and instruction set only, so that a weight packed once serves every batch size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PackedLayout {
+    /// Rows of op(A), or columns of op(B), in a panel; at least 1.
+    pub width: usize,
+    /// Rows of op(A) (m), or columns of op(B) (n).
+    pub count: usize,
+    /// Length of the inner dimension, k.
+    pub depth: usize,
+}
+
+impl PackedLayout {
+    /// Number of panels.
+    pub fn panels(&self) -> usize {
+        self.count.div_ceil(self.width)
+    }
+
+    /// Elements in memory, padding included.
+    pub fn len(&self) -> usize {
+        self.panels() * self.width * self.depth
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Place of row (column) `i` at inner index `p`.
+    pub fn index(&self, i: usize, p: usize) -> usize {
+        (i / self.width) * self.width * self.depth + p * self.width + i % self.width
+    }
+}
+
+/// A block of C that is final but for the epilogue, with the rights to read and write it.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    /// First row in C.
+    pub row: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// First column in C.
+    pub col: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Address of the element at (`row`, `col`).
+    pub c: *mut f32,
+    /// Distance between rows in elements.
+    pub ldc: usize,
+}
+
+impl Block {
+    /// Row `i` of the block (row `self.row + i` of C), its `cols` elements.
+    ///
+    /// # Safety
+    /// The block came from a plan that is calling an epilogue right now, and no other reference to this row is alive.
+    ///
+    /// # Panics
+    /// When `i` is not below `rows`.
+    pub unsafe fn row_mut<'a>(&self, i: usize) -> &'a mut [f32] {
+        assert!(i < self.rows, "row {i} of a block of {}", self.rows);
+        // SAFETY: the assert above keeps the row inside the block, whose elements this call may write (contract of the plan's caller).
+        unsafe { std::slice::from_raw_parts_mut(self.c.add(i * self.ldc), self.cols) }
+    }
+}
+
+/// Called once per finished block of C while it is in cache: bias, activation, mask, residual. Blocks do not overlap and cover C.
+/// Called from whichever thread runs the chunk; which blocks there are depends on the plan alone.
+pub type Epilogue<'a> = Option<&'a (dyn Fn(Block) + Sync)>;
+
+/// Addresses of one product. For an operand that arrives packed, the row stride is not used.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    /// A as stored, or packed as [`Plan::packed_a`] says.
+    pub a: *const f32,
+    /// Distance between stored rows of A in elements.
+    pub lda: usize,
+    /// B as stored, or packed as [`Plan::packed_b`] says.
+    pub b: *const f32,
+    /// Distance between stored rows of B in elements.
+    pub ldb: usize,
+    /// C, row-major.
+    pub c: *mut f32,
+    /// Distance between rows of C in elements.
+    pub ldc: usize,
+    /// [`Plan::scratch_len`] elements, shared by all chunks; may dangle when that is 0. Aligned to 64 bytes for speed, not for soundness.
+    pub scratch: *mut f32,
+}
+
+// SAFETY: addresses only; every access through them is an unsafe method whose contract covers threads.
+unsafe impl Send for Operands {}
+// SAFETY: as above.
+unsafe impl Sync for Operands {}
+
+/// Which code computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    MatrixMultiply,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Evaluates an expression with `K` bound to the kernel of an engine, or another one for the engine that has none.
+macro_rules! with_kernel {
+    ($engine:expr, $K:ident => $body:expr, else $other:expr) => {
+        match $engine {
+            Engine::MatrixMultiply => $other,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2 => {
+                type $K = avx2::Avx2;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512 => {
+                type $K = avx512::Avx512;
+                $body
+            }
+        }
+    };
+}
+
+/// How one product is computed on one instruction set: what is packed, which chunks there are.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    spec: Spec,
+    engine: Engine,
+    packed_a: bool,
+    packed_b: bool,
+    panels: Panels,
+    grid: Grid,
+    /// Chunks that pack A, and B; none when the one tile packs for itself.
+    pack_chunks: [usize; 2],
+}
+
+impl Plan {
+    /// Plans a product. `packed_a`, `packed_b`: that operand arrives in the layout of [`Plan::packed_a`], [`Plan::packed_b`];
+    /// its `Transpose` is then of no consequence.
+    ///
+    /// # Panics
+    /// When this machine lacks the instruction set.
+    pub fn new(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool) -> Plan {
+        Plan::with_most_tiles(isa, spec, packed_a, packed_b, usize::MAX)
+    }
+
+    /// Plans a product as a single chunk whatever its size (no pack or reduce phase), for callers that have many products to distribute,
+    /// such as the heads of attention. Needs scratch of its own for each product that runs at the same time.
+    ///
+    /// # Panics
+    /// When this machine lacks the instruction set.
+    pub fn single(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool) -> Plan {
+        Plan::with_most_tiles(isa, spec, packed_a, packed_b, 1)
+    }
+
+    fn with_most_tiles(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool, most: usize) -> Plan {
+        assert!(isa.is_available(), "this machine lacks {isa}");
+        let engine = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Engine::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Engine::Avx512,
+            _ => Engine::MatrixMultiply,
+        };
+        let (panels, unit) = with_kernel!(engine, K => {
+            let panels = Panels::new::<K>(&spec, packed_a, packed_b);
+            (panels, panels.unit::<K>())
+        }, else (portable::panels(&spec), portable::UNIT));
+        let grid = Grid::new(&spec, unit, most);
+        let mut plan = Plan { spec, engine, packed_a, packed_b, panels, grid, pack_chunks: [0, 0] };
+        if plan.tiles() > 1 {
+            let chunks = |packs, layout: PackedLayout| match packs {
+                true => blocking::pack_chunks(&layout),
+                false => 0,
+            };
+            plan.pack_chunks =
+                [chunks(panels.pack_a, plan.packed_a()), chunks(panels.pack_b, plan.packed_b())];
+        }
+        plan
+    }
+
+    /// The product.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Name of the code that computes, as printed in benchmarks.
+    pub fn engine(&self) -> &'static str {
+        with_kernel!(self.engine, K => K::NAME, else "matrixmultiply")
+    }
+
+    /// Layout of an A that arrives packed.
+    pub fn packed_a(&self) -> PackedLayout {
+        let Spec { m, k, .. } = self.spec;
+        PackedLayout { width: self.panels.rows, count: m, depth: k }
+    }
+
+    /// Layout of a B that arrives packed.
+    pub fn packed_b(&self) -> PackedLayout {
+        let Spec { n, k, .. } = self.spec;
+        PackedLayout { width: self.panels.cols, count: n, depth: k }
+    }
+
+    /// f32 elements of scratch that the chunks share: packed operands and, when K is split, partial sums.
+    pub fn scratch_len(&self) -> usize {
+        self.partial_at() + self.partial_len()
+    }
+
+    /// Where B, packed by the plan, starts in scratch; A starts at 0.
+    fn packed_b_at(&self) -> usize {
+        if self.panels.pack_a { self.packed_a().len().next_multiple_of(ALIGNMENT) } else { 0 }
+    }
+
+    /// Where the partial sums start in scratch.
+    fn partial_at(&self) -> usize {
+        let b = if self.panels.pack_b { self.packed_b().len() } else { 0 };
+        self.packed_b_at() + b.next_multiple_of(ALIGNMENT)
+    }
+
+    /// Elements of all partial sums: parts x m x n when K is split.
+    fn partial_len(&self) -> usize {
+        if self.grid.parts > 1 { self.grid.parts * self.spec.m * self.spec.n } else { 0 }
+    }
+
+    /// Chunks of phase 1; 0 when nothing is packed ahead.
+    pub fn pack_chunks(&self) -> usize {
+        self.pack_chunks.iter().sum()
+    }
+
+    /// Chunks of phase 2; 0 when C has no elements.
+    pub fn tiles(&self) -> usize {
+        self.grid.tiles()
+    }
+
+    /// Chunks of phase 3; 0 unless K is split.
+    pub fn reduce_chunks(&self) -> usize {
+        self.grid.reduce_chunks
+    }
+
+    /// Phase 1: packs the part `chunk` of the operands into scratch.
+    ///
+    /// # Safety
+    /// - `operands.a` and `.b` are readable as [`Spec::a_shape`] and [`Spec::b_shape`] say with their row strides (or as the packed layout
+    ///   says), `.c` is readable and writable as m x n with `ldc >= n`, `.scratch` holds [`Plan::scratch_len`] elements; neither C nor scratch
+    ///   overlaps anything else.
+    /// - During a phase nobody else writes to any of them but other chunks of the same phase, each chunk run at most once.
+    /// - All chunks of a phase are complete, and visible to this thread, before a chunk of the next phase starts; all phases are run in order.
+    ///
+    /// # Panics
+    /// When `chunk` is not below [`Plan::pack_chunks`].
+    pub unsafe fn pack(&self, chunk: usize, operands: &Operands) {
+        let [of_a, of_b] = self.pack_chunks;
+        assert!(chunk < of_a + of_b, "pack chunk {chunk} of {}", of_a + of_b);
+        // SAFETY: the caller's contract.
+        unsafe {
+            if chunk < of_a {
+                self.pack_a(chunk, of_a, operands);
+            } else {
+                self.pack_b(chunk - of_a, of_b, operands);
+            }
+        }
+    }
+
+    /// Packs one of `chunks` parts of A.
+    ///
+    /// # Safety
+    /// As for [`Plan::pack`].
+    unsafe fn pack_a(&self, chunk: usize, chunks: usize, operands: &Operands) {
+        let layout = self.packed_a();
+        let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
+        let stored = (operands.a, operands.lda, self.spec.a == Transpose::No);
+        // SAFETY: the part lies inside the layout, whose place in scratch is the start (`packed_b_at`).
+        with_kernel!(self.engine, K => unsafe {
+            driver::pack::<K>(layout, panels, depth, stored, operands.scratch);
+        }, else ());
+    }
+
+    /// Packs one of `chunks` parts of B.
+    ///
+    /// # Safety
+    /// As for [`Plan::pack`].
+    unsafe fn pack_b(&self, chunk: usize, chunks: usize, operands: &Operands) {
+        let layout = self.packed_b();
+        let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
+        let stored = (operands.b, operands.ldb, self.spec.b == Transpose::Yes);
+        // SAFETY: the part lies inside the layout, whose place in scratch is `packed_b_at`.
+        with_kernel!(self.engine, K => unsafe {
+            let packed = operands.scratch.add(self.packed_b_at());
+            driver::pack::<K>(layout, panels, depth, stored, packed);
+        }, else ());
+    }
+
+    /// Phase 2: computes block `chunk` of C and applies the epilogue to it; when K is split, one block of a partial sum without the epilogue.
+    ///
+    /// # Safety
+    /// As for [`Plan::pack`]; the pack phase is complete.
+    ///
+    /// # Panics
+    /// When `chunk` is not below [`Plan::tiles`].
+    pub unsafe fn tile(&self, chunk: usize, operands: &Operands, epilogue: Epilogue<'_>) {
+        let tile = self.grid.tile(chunk, self.spec.k);
+        let (target, accumulate, epilogue) = if self.grid.parts > 1 {
+            let Spec { m, n, .. } = self.spec;
+            // SAFETY: scratch holds the partial sums of all parts (`scratch_len`).
+            let c = unsafe { operands.scratch.add(self.partial_at() + tile.part * m * n) };
+            (Operands { c, ldc: n, ..*operands }, false, None)
+        } else {
+            (*operands, self.spec.accumulate, epilogue)
+        };
+        // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`). What is packed and was not in phase 1 is packed
+        // here, and then this is the only tile.
+        with_kernel!(self.engine, K => unsafe {
+            if self.panels.pack_a && self.pack_chunks[0] == 0 {
+                self.pack_a(0, 1, operands);
+            }
+            if self.panels.pack_b && self.pack_chunks[1] == 0 {
+                self.pack_b(0, 1, operands);
+            }
+            driver::tile::<K>(self, &target, (tile.rows, tile.cols, tile.depth), accumulate, epilogue);
+        }, else unsafe {
+            portable::tile(self, &target, &tile.rows, &tile.cols, &tile.depth, accumulate);
+            self.finish(&target, &tile.rows, &tile.cols, epilogue);
+        });
+    }
+
+    /// Phase 3: sums the partial products of some rows of C in order, and applies the epilogue to them.
+    ///
+    /// # Safety
+    /// As for [`Plan::pack`]; the tile phase is complete.
+    ///
+    /// # Panics
+    /// When `chunk` is not below [`Plan::reduce_chunks`].
+    pub unsafe fn reduce(&self, chunk: usize, operands: &Operands, epilogue: Epilogue<'_>) {
+        let Spec { m, n, .. } = self.spec;
+        let rows = self.grid.reduce_rows(chunk, m);
+        // SAFETY: scratch ends with parts x m x n partial sums (`scratch_len`), C has m rows of n elements (contract).
+        unsafe {
+            let partial = operands.scratch.add(self.partial_at());
+            for i in rows.start..rows.end {
+                let c = std::slice::from_raw_parts_mut(operands.c.add(i * operands.ldc), n);
+                for part in 0..self.grid.parts {
+                    let p = std::slice::from_raw_parts(partial.add(part * m * n + i * n), n);
+                    if part == 0 && !self.spec.accumulate {
+                        c.copy_from_slice(p);
+                    } else {
+                        c.iter_mut().zip(p).for_each(|(c, p)| *c += p);
+                    }
+                }
+            }
+            self.finish(operands, &rows, &Range { start: 0, end: n }, epilogue);
+        }
+    }
+
+    /// Applies the epilogue to a block of C.
+    ///
+    /// # Safety
+    /// The block lies inside C, which `operands` describes.
+    unsafe fn finish(
+        &self,
+        operands: &Operands,
+        rows: &Range,
+        cols: &Range,
+        epilogue: Epilogue<'_>,
+    ) {
+        if let Some(epilogue) = epilogue {
+            // SAFETY: the block lies inside C (contract).
+            let c = unsafe { operands.c.add(rows.start * operands.ldc + cols.start) };
+            let (row, col) = (rows.start, cols.start);
+            epilogue(Block { row, rows: rows.len(), col, cols: cols.len(), c, ldc: operands.ldc });
+        }
+    }
+
+    /// Runs all chunks of all phases on this thread.
+    ///
+    /// # Safety
+    /// The first point of the contract of [`Plan::pack`]; nobody else uses C or scratch meanwhile.
+    pub unsafe fn run(&self, operands: &Operands, epilogue: Epilogue<'_>) {
+        // SAFETY: the caller's contract; phases run in order.
+        unsafe {
+            (0..self.pack_chunks()).for_each(|chunk| self.pack(chunk, operands));
+            (0..self.tiles()).for_each(|chunk| self.tile(chunk, operands, epilogue));
+            (0..self.reduce_chunks()).for_each(|chunk| self.reduce(chunk, operands, epilogue));
+        }
+    }
+}
+
+/// A stored operand: elements and the distance between rows.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// Distance between stored rows in elements.
+    pub stride: usize,
+}
+
+/// A stored result: elements and the distance between rows.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    /// The elements.
+    pub data: &'a mut [f32],
+    /// Distance between stored rows in elements.
+    pub stride: usize,
+}
+
+/// Computes a product on this thread; allocates scratch. For tests and measurements: training holds a [`Plan`].
+///
+/// # Panics
+/// When a slice is too short for its shape and stride, a stride is shorter than a row, or this machine lacks the instruction set.
+pub fn gemm(
+    isa: Isa,
+    spec: Spec,
+    a: View<'_>,
+    b: View<'_>,
+    c: ViewMut<'_>,
+    epilogue: Epilogue<'_>,
+) {
+    check("A", spec.a_shape(), a.data.len(), a.stride);
+    check("B", spec.b_shape(), b.data.len(), b.stride);
+    check("C", (spec.m, spec.n), c.data.len(), c.stride);
+    let plan = Plan::new(isa, spec, false, false);
+    let mut scratch = vec![0f32; plan.scratch_len() + ALIGNMENT];
+    let skip = scratch.as_ptr().align_offset(ALIGNMENT * size_of::<f32>()).min(ALIGNMENT);
+    let operands = Operands {
+        a: a.data.as_ptr(),
+        lda: a.stride,
+        b: b.data.as_ptr(),
+        ldb: b.stride,
+        c: c.data.as_mut_ptr(),
+        ldc: c.stride,
+        scratch: scratch[skip..].as_mut_ptr(),
+    };
+    // SAFETY: the checks above hold the lengths; the borrows keep others away; scratch has `scratch_len` elements after `skip`.
+    unsafe { plan.run(&operands, epilogue) }
+}
+
+/// f32 elements in the 64 bytes to which scratch should be aligned.
+pub const ALIGNMENT: usize = 16;
+
+fn check(name: &str, (rows, cols): (usize, usize), len: usize, stride: usize) {
+    assert!(rows <= 1 || stride >= cols, "{name}: row stride {stride} of rows of {cols}");
+    let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+    assert!(
+        len >= needed,
+        "{name}: {len} elements, {rows} x {cols} with row stride {stride} needs {needed}"
+    );
+}
