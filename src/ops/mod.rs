@@ -5,6 +5,7 @@
 
 pub mod case;
 pub mod operation;
+mod segments;
 
 pub use case::{Case, CaseInput, Entry, Fill, Tolerance};
 pub use operation::{Cost, Operation, Recorder, Rule, Site, Values, Var, push_one};
@@ -24,11 +25,23 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    concat,
     copy,
+    pad,
+    reshape,
+    slice,
+    transpose,
 }
 
 pub use accumulate::accumulate;
+pub use concat::concat;
 pub use copy::copy;
+pub use pad::pad;
+pub use reshape::reshape;
+pub use slice::slice;
+pub use transpose::transpose;
+
+pub(crate) use segments::AxisShape;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
@@ -56,6 +69,19 @@ pub fn expect_types(op: &str, inputs: &[TensorType], wanted: &[DType]) -> Result
         }
     }
     Ok(())
+}
+
+/// Checks the number of inputs of an operation that takes any element type.
+///
+/// # Errors
+/// It differs; the error names `op` and what was found.
+pub fn expect_count<'a, const N: usize>(
+    op: &str,
+    inputs: &'a [TensorType],
+) -> Result<&'a [TensorType; N]> {
+    inputs
+        .try_into()
+        .map_err(|_| Error::operation(op, format!("takes {N} inputs, not {}", inputs.len())))
 }
 
 /// PLACEHOLDER until ops/binary lands.
