@@ -27,6 +27,7 @@ operations! {
     accumulate,
     concat,
     copy,
+    matmul,
     pad,
     reshape,
     slice,
@@ -36,6 +37,7 @@ operations! {
 pub use accumulate::accumulate;
 pub use concat::concat;
 pub use copy::copy;
+pub use matmul::matmul;
 pub use pad::pad;
 pub use reshape::reshape;
 pub use slice::slice;
