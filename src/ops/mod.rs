@@ -4,6 +4,7 @@
 //! f64) and `cpu.rs` (the SIMD kernel). To add one, write the folder and add its row below.
 
 pub mod case;
+mod layout;
 pub mod operation;
 mod segments;
 
@@ -25,20 +26,26 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    binary,
+    broadcast,
     concat,
     copy,
     matmul,
     pad,
+    reduce,
     reshape,
     slice,
     transpose,
 }
 
 pub use accumulate::accumulate;
+pub use binary::{add, div, equal, mul, offset, scale, sub};
+pub use broadcast::broadcast_to;
 pub use concat::concat;
 pub use copy::copy;
 pub use matmul::matmul;
 pub use pad::pad;
+pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use reshape::reshape;
 pub use slice::slice;
 pub use transpose::transpose;
@@ -84,12 +91,4 @@ pub fn expect_count<'a, const N: usize>(
     inputs
         .try_into()
         .map_err(|_| Error::operation(op, format!("takes {N} inputs, not {}", inputs.len())))
-}
-
-/// PLACEHOLDER until ops/binary lands.
-///
-/// # Errors
-/// Always.
-pub fn add(_tape: &mut dyn Recorder, _a: Var, _b: Var) -> Result<Var> {
-    Err(Error::operation("add", "placeholder"))
 }

@@ -235,7 +235,7 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
         cases.push(case([67, 97, 89], storage, &[], false, uniform));
         // Several tiles; a split K.
         cases.push(case([129, 131, 127], storage, &[], false, uniform));
-        cases.push(case([10, 17, 4099], storage, &[], false, uniform));
+        cases.push(case([10, 17, 4099], storage, &[], false, uniform).without_gradient());
         for (leading, size) in
             [(&[0][..], [2, 3, 4]), (&[3], [2, 3, 0]), (&[2, 5], [9, 17, 6]), (&[37], [16, 16, 23])]
         {
