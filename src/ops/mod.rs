@@ -26,10 +26,12 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    activation_backward,
     binary,
     broadcast,
     concat,
     copy,
+    linear,
     matmul,
     pad,
     reduce,
@@ -39,10 +41,12 @@ operations! {
 }
 
 pub use accumulate::accumulate;
+pub use activation_backward::activation_backward;
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
 pub use concat::concat;
 pub use copy::copy;
+pub use linear::{Activation, linear};
 pub use matmul::matmul;
 pub use pad::pad;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
