@@ -38,6 +38,8 @@ operations! {
     reshape,
     slice,
     transpose,
+    unary,
+    unary_gradient,
 }
 
 pub use accumulate::accumulate;
@@ -53,6 +55,8 @@ pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use reshape::reshape;
 pub use slice::slice;
 pub use transpose::transpose;
+pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
+pub use unary_gradient::unary_gradient;
 
 pub(crate) use segments::AxisShape;
 

@@ -2,14 +2,21 @@
 //! these need no `unsafe`.
 //!
 //! Lengths must be equal, which every driver asserts. In a last, partial vector the lanes past the
-//! end hold zeros; what `f` makes of them is neither stored nor folded. Write `#[inline(always)]`
-//! before every closure: see [the module](super).
+//! end hold zeros; what `f` makes of them is neither stored nor folded.
+//!
+//! Each driver calls `f` at one place only, for whole vectors and for the tail. The compiler inlines
+//! a closure that is called once, however long, and leaves alone a long one that is called twice:
+//! that one would be compiled without the instruction set, and an exact gelu was 50 times slower for
+//! it. Write `#[inline(always)]` before closures all the same: see [the module](super).
 
 use super::Simd;
 
 /// Vectors that a fold keeps under way at once, so that the latency of one addition does not bound
 /// it: 4 cover the 3 or 4 cycles of an addition at one load per cycle.
 const CHAINS: usize = 4;
+
+/// The lanes of the widest vector.
+const MOST_LANES: usize = 16;
 
 /// `outs[j][i] = f(ins[0][i], ins[1][i], ...)[j]`
 ///
@@ -23,26 +30,38 @@ pub fn map_many<S: Simd, const N: usize, const M: usize>(
     f: impl Fn(S, [S::F32; N]) -> [S::F32; M],
 ) {
     let len = common_length(&ins, &outs);
-    let mut values = [s.zero(); N];
-    let mut i = 0;
-    while i + S::LANES <= len {
-        for (value, x) in values.iter_mut().zip(&ins) {
-            // SAFETY: i + LANES <= len, which common_length asserts to be the length of x.
-            *value = unsafe { s.load(x.as_ptr().add(i)) };
-        }
-        for (result, out) in f(s, values).into_iter().zip(&mut outs) {
-            // SAFETY: i + LANES <= len, which common_length asserts to be the length of out.
-            unsafe { s.store(out.as_mut_ptr().add(i), result) };
-        }
-        i += S::LANES;
+    let whole = len - len % S::LANES;
+    let mut tails_in = [[0.0; MOST_LANES]; N];
+    let mut tails_out = [[0.0; MOST_LANES]; M];
+    for (tail, x) in tails_in.iter_mut().zip(&ins) {
+        s.store_slice(tail, s.load_slice(&x[whole..]));
     }
-    if i < len {
-        for (value, x) in values.iter_mut().zip(&ins) {
-            *value = s.load_slice(&x[i..]);
+    let mut from = ins.map(<[f32]>::as_ptr);
+    let mut to = outs.each_mut().map(|out| out.as_mut_ptr());
+    let mut values = [s.zero(); N];
+    let mut count = whole;
+    // The whole vectors where they lie, then the tail as one vector in a buffer.
+    for _pass in 0..2 {
+        let mut i = 0;
+        while i < count {
+            for (value, x) in values.iter_mut().zip(&from) {
+                // SAFETY: i + LANES <= count. In the first pass that is at most the length of the
+                // input, which common_length asserts to be len; in the second it is LANES, which
+                // fit a tail.
+                *value = unsafe { s.load(x.add(i)) };
+            }
+            for (result, out) in f(s, values).into_iter().zip(&to) {
+                // SAFETY: as for the loads.
+                unsafe { s.store(out.add(i), result) };
+            }
+            i += S::LANES;
         }
-        for (result, out) in f(s, values).into_iter().zip(&mut outs) {
-            s.store_slice(&mut out[i..], result);
-        }
+        from = tails_in.each_ref().map(|tail| tail.as_ptr());
+        to = tails_out.each_mut().map(|tail| tail.as_mut_ptr());
+        count = if whole < len { S::LANES } else { 0 };
+    }
+    for (out, tail) in outs.iter_mut().zip(&tails_out) {
+        s.store_slice(&mut out[whole..], s.load_slice(tail));
     }
 }
 
@@ -58,34 +77,46 @@ pub fn update_many<S: Simd, const M: usize, const N: usize>(
     f: impl Fn(S, [S::F32; M], [S::F32; N]) -> [S::F32; M],
 ) {
     let len = common_length(&ins, &vars);
+    let whole = len - len % S::LANES;
+    let mut tails_in = [[0.0; MOST_LANES]; N];
+    let mut tails_var = [[0.0; MOST_LANES]; M];
+    for (tail, x) in tails_in.iter_mut().zip(&ins) {
+        s.store_slice(tail, s.load_slice(&x[whole..]));
+    }
+    for (tail, var) in tails_var.iter_mut().zip(&vars) {
+        s.store_slice(tail, s.load_slice(&var[whole..]));
+    }
+    let mut from = ins.map(<[f32]>::as_ptr);
+    let mut at = vars.each_mut().map(|var| var.as_mut_ptr());
     let mut olds = [s.zero(); M];
     let mut values = [s.zero(); N];
-    let mut i = 0;
-    while i + S::LANES <= len {
-        for (old, var) in olds.iter_mut().zip(&vars) {
-            // SAFETY: i + LANES <= len, which common_length asserts to be the length of var.
-            *old = unsafe { s.load(var.as_ptr().add(i)) };
+    let mut count = whole;
+    // The whole vectors where they lie, then the tail as one vector in a buffer.
+    for _pass in 0..2 {
+        let mut i = 0;
+        while i < count {
+            for (old, var) in olds.iter_mut().zip(&at) {
+                // SAFETY: i + LANES <= count. In the first pass that is at most the length of the
+                // variable, which common_length asserts to be len; in the second it is LANES,
+                // which fit a tail.
+                *old = unsafe { s.load(var.add(i)) };
+            }
+            for (value, x) in values.iter_mut().zip(&from) {
+                // SAFETY: as above, for the input.
+                *value = unsafe { s.load(x.add(i)) };
+            }
+            for (new, var) in f(s, olds, values).into_iter().zip(&at) {
+                // SAFETY: as for the load from there.
+                unsafe { s.store(var.add(i), new) };
+            }
+            i += S::LANES;
         }
-        for (value, x) in values.iter_mut().zip(&ins) {
-            // SAFETY: i + LANES <= len, which common_length asserts to be the length of x.
-            *value = unsafe { s.load(x.as_ptr().add(i)) };
-        }
-        for (new, var) in f(s, olds, values).into_iter().zip(&mut vars) {
-            // SAFETY: i + LANES <= len, which common_length asserts to be the length of var.
-            unsafe { s.store(var.as_mut_ptr().add(i), new) };
-        }
-        i += S::LANES;
+        from = tails_in.each_ref().map(|tail| tail.as_ptr());
+        at = tails_var.each_mut().map(|tail| tail.as_mut_ptr());
+        count = if whole < len { S::LANES } else { 0 };
     }
-    if i < len {
-        for (old, var) in olds.iter_mut().zip(&vars) {
-            *old = s.load_slice(&var[i..]);
-        }
-        for (value, x) in values.iter_mut().zip(&ins) {
-            *value = s.load_slice(&x[i..]);
-        }
-        for (new, var) in f(s, olds, values).into_iter().zip(&mut vars) {
-            s.store_slice(&mut var[i..], new);
-        }
+    for (var, tail) in vars.iter_mut().zip(&tails_var) {
+        s.store_slice(&mut var[whole..], s.load_slice(tail));
     }
 }
 
@@ -214,25 +245,27 @@ pub fn fold_many<S: Simd, const N: usize>(
     let mut accs = [init; CHAINS];
     let mut values = [s.zero(); N];
     let mut i = 0;
-    while i + CHAINS * S::LANES <= len {
-        for (chain, acc) in accs.iter_mut().enumerate() {
-            for (value, x) in values.iter_mut().zip(&ins) {
-                // SAFETY: chain < CHAINS and i + CHAINS LANES <= len, which common_length asserts
-                // to be the length of x.
-                *value = unsafe { s.load(x.as_ptr().add(i + chain * S::LANES)) };
-            }
-            *acc = f(s, *acc, values);
-        }
-        i += CHAINS * S::LANES;
-    }
-    let [mut a0, a1, a2, a3] = accs;
     while i < len {
-        for (value, x) in values.iter_mut().zip(&ins) {
-            *value = s.load_slice(&x[i..]);
+        let full = i + CHAINS * S::LANES <= len;
+        for acc in &mut accs {
+            if !full && i >= len {
+                break;
+            }
+            let whole = full || i + S::LANES <= len;
+            for (value, x) in values.iter_mut().zip(&ins) {
+                *value = if whole {
+                    // SAFETY: i + LANES <= len, which common_length asserts to be the length of x.
+                    unsafe { s.load(x.as_ptr().add(i)) }
+                } else {
+                    s.load_slice(&x[i..])
+                };
+            }
+            let new = f(s, *acc, values);
+            *acc = if whole { new } else { s.select(s.first(len - i), new, *acc) };
+            i += S::LANES;
         }
-        a0 = s.select(s.first(len - i), f(s, a0, values), a0);
-        i += S::LANES;
     }
+    let [a0, a1, a2, a3] = accs;
     combine(s, combine(s, a0, a1), combine(s, a2, a3))
 }
 
