@@ -6,6 +6,7 @@
 pub mod case;
 mod layout;
 pub mod operation;
+mod segments;
 
 pub use case::{Case, CaseInput, Entry, Fill, Tolerance};
 pub use operation::{Cost, Operation, Recorder, Rule, Site, Values, Var, push_one};
@@ -25,9 +26,11 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    activation_backward,
     batch,
     binary,
     broadcast,
+    concat,
     copy,
     dropout,
     embedding,
@@ -35,21 +38,29 @@ operations! {
     indices,
     layer_norm,
     layer_norm_backward,
+    linear,
     log_softmax,
+    matmul,
+    pad,
     reduce,
+    reshape,
     rms_norm,
     rms_norm_backward,
+    slice,
     softmax,
     softmax_backward,
     softmax_cross_entropy,
+    transpose,
     unary,
     unary_gradient,
 }
 
 pub use accumulate::accumulate;
 pub use batch::{Batch, batch};
+pub use activation_backward::activation_backward;
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
+pub use concat::concat;
 pub use copy::copy;
 pub use indices::indices;
 pub use log_softmax::log_softmax;
@@ -57,6 +68,12 @@ pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use softmax::softmax;
 pub use softmax_backward::softmax_backward;
 pub use softmax_cross_entropy::{CrossEntropy, softmax_cross_entropy, softmax_cross_entropy_soft};
+pub use linear::{Activation, linear};
+pub use matmul::matmul;
+pub use pad::pad;
+pub use reshape::reshape;
+pub use slice::slice;
+pub use transpose::transpose;
 pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
 pub use unary_gradient::unary_gradient;
 pub use dropout::dropout;
@@ -64,6 +81,8 @@ pub use embedding::embedding;
 pub use embedding_backward::embedding_backward;
 pub use layer_norm::layer_norm;
 pub use rms_norm::rms_norm;
+
+pub(crate) use segments::AxisShape;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
@@ -91,4 +110,17 @@ pub fn expect_types(op: &str, inputs: &[TensorType], wanted: &[DType]) -> Result
         }
     }
     Ok(())
+}
+
+/// Checks the number of inputs of an operation that takes any element type.
+///
+/// # Errors
+/// It differs; the error names `op` and what was found.
+pub fn expect_count<'a, const N: usize>(
+    op: &str,
+    inputs: &'a [TensorType],
+) -> Result<&'a [TensorType; N]> {
+    inputs
+        .try_into()
+        .map_err(|_| Error::operation(op, format!("takes {N} inputs, not {}", inputs.len())))
 }

@@ -1,0 +1,148 @@
+//! `matmul` on the CPU: the chunks of the matrix engine's plan.
+#![allow(unsafe_code)]
+
+use super::Products;
+use crate::device::cpu::{Chunk, Launch, rows_per_chunk};
+use crate::gemm::{ALIGNMENT, Block, Epilogue, Operands, Plan, Spec};
+use crate::ops::Site;
+use std::sync::Arc;
+
+/// From so many products on, each is done by one thread: enough chunks to divide, and scratch for
+/// those in work only.
+const MANY: usize = 16;
+/// FLOPs a nanosecond of one thread, for the size of chunks.
+const FLOPS: f64 = 40.0;
+
+/// What is done to each finished block of C, with what else the node has.
+pub(in crate::ops) type Finish = Arc<dyn Fn(&Around<'_>, Block) + Send + Sync>;
+
+/// The tensors of a node beside A, B and C.
+pub(in crate::ops) struct Around<'a> {
+    /// Input 2: one value for each column of C.
+    pub bias: Option<&'a [f32]>,
+    /// Output 1, as long as C; null if nobody reads it or if it is C.
+    pub second: *mut f32,
+}
+
+// SAFETY: the pointer is followed only where blocks of C are finished, and blocks do not overlap.
+unsafe impl Sync for Around<'_> {}
+
+/// The launch of `products`; C is output `c`.
+pub(in crate::ops) fn launch(
+    site: &Site<'_>,
+    Products { batches, spec }: Products,
+    c: usize,
+    finish: Option<Finish>,
+) -> Launch {
+    let isa = site.isa;
+    let plan = match batches {
+        MANY.. => Plan::single(isa, spec, false, false),
+        _ => Plan::new(isa, spec, false, false),
+    };
+    let launch = Launch::new(plan.engine());
+    if batches * plan.tiles() == 0 {
+        return launch.rows(0, 1, |_| {});
+    }
+    let job = Job {
+        has_bias: site.inputs.len() > 2,
+        has_second: c == 0 && site.used.get(1) == Some(&true),
+        scratch: plan.scratch_len().next_multiple_of(ALIGNMENT),
+        plan,
+        c,
+        finish,
+    };
+    let (packs, tiles) = (job.plan.pack_chunks(), job.plan.tiles());
+    let (reduces, scratch) = (job.plan.reduce_chunks(), job.scratch);
+    if tiles == 1 {
+        let per_chunk = rows_per_chunk(spec.flops() as f64 / FLOPS + 100.0);
+        return launch.rows_with_partials(batches, per_chunk, scratch, move |chunk| {
+            let partials = chunk.partials().as_mut_ptr();
+            for batch in chunk.row_range() {
+                let operands = job.operands(chunk, batch, partials);
+                job.finishing(chunk, |hook| {
+                    // SAFETY: `operands` says why the addresses hold. C of each batch and the
+                    // partial results belong to this chunk alone; all phases run here, in order.
+                    unsafe { job.plan.run(&operands, hook) }
+                });
+            }
+        });
+    }
+    let job = Arc::new(job);
+    let (pack, tile, reduce) = (Arc::clone(&job), Arc::clone(&job), job);
+    let mut launch = launch.scratch(batches * scratch);
+    if packs > 0 {
+        launch = launch.tiles(batches * packs, move |chunk| {
+            let (part, operands) = pack.part(chunk, packs);
+            // SAFETY: `operands` says why the addresses hold; C and this batch's part of the
+            // scratch are touched by this product only, a launch runs its phases in order with a
+            // barrier between them, and each chunk of a phase once.
+            unsafe { pack.plan.pack(part, &operands) };
+        });
+    }
+    launch = launch.tiles(batches * tiles, move |chunk| {
+        let (part, operands) = tile.part(chunk, tiles);
+        // SAFETY: as for the first phase.
+        tile.finishing(chunk, |hook| unsafe { tile.plan.tile(part, &operands, hook) });
+    });
+    if reduces > 0 {
+        launch = launch.tiles(batches * reduces, move |chunk| {
+            let (part, operands) = reduce.part(chunk, reduces);
+            // SAFETY: as for the first phase.
+            reduce.finishing(chunk, |hook| unsafe { reduce.plan.reduce(part, &operands, hook) });
+        });
+    }
+    launch
+}
+
+/// A plan with what its chunks need to know.
+struct Job {
+    plan: Plan,
+    /// Elements of scratch of one product.
+    scratch: usize,
+    c: usize,
+    has_bias: bool,
+    has_second: bool,
+    finish: Option<Finish>,
+}
+
+impl Job {
+    /// Calls `run` with the epilogue of this node.
+    fn finishing(&self, chunk: &Chunk<'_>, run: impl FnOnce(Epilogue<'_>)) {
+        let Some(finish) = &self.finish else { return run(None) };
+        let second = if self.has_second {
+            assert_eq!(chunk.output_len(1), chunk.output_len(0), "outputs are alike");
+            chunk.output_ptr(1)
+        } else {
+            std::ptr::null_mut()
+        };
+        let around = Around { bias: self.has_bias.then(|| chunk.input(2)), second };
+        run(Some(&|block| finish(&around, block)));
+    }
+
+    /// The part of a product that a chunk does, of `per_batch` parts, and the product's addresses.
+    fn part(&self, chunk: &Chunk<'_>, per_batch: usize) -> (usize, Operands) {
+        let (batch, part) = (chunk.index() / per_batch, chunk.index() % per_batch);
+        // SAFETY: `launch` asked for `scratch` elements for every batch.
+        let scratch = unsafe { chunk.scratch_ptr().add(batch * self.scratch) };
+        (part, self.operands(chunk, batch, scratch))
+    }
+
+    /// The addresses of product `batch`: dense matrices that lie one after another. The slices and
+    /// the assertion make sure that they are as long as the product's shape says.
+    fn operands(&self, chunk: &Chunk<'_>, batch: usize, scratch: *mut f32) -> Operands {
+        let spec = self.plan.spec();
+        let Spec { m, n, k, .. } = *spec;
+        let (a, b) = (chunk.input::<f32>(0), chunk.input::<f32>(1));
+        assert!((batch + 1) * m * n <= chunk.output_len(self.c), "C is too short");
+        Operands {
+            a: a[batch * m * k..][..m * k].as_ptr(),
+            lda: spec.a_shape().1,
+            b: b[batch * k * n..][..k * n].as_ptr(),
+            ldb: spec.b_shape().1,
+            // SAFETY: the assertion above keeps the matrix within the output.
+            c: unsafe { chunk.output_ptr::<f32>(self.c).add(batch * m * n) },
+            ldc: n,
+            scratch,
+        }
+    }
+}

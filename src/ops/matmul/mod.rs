@@ -1,0 +1,309 @@
+//! `C = op(A) op(B)` for matrices and batches of them. f32.
+//!
+//! Shapes: `A` is \[.., m, k\], or \[.., k, m\] with `transpose_a`; `B` is \[.., k, n\], or \[.., n, k\]
+//! with `transpose_b`; `C` is \[.., m, n\]. Leading axes of `A` and `B` are equal, or `B` has rank 2
+//! and serves every batch: then the leading axes of `A` are taken as further rows, and the whole is
+//! one product.
+//! `m`, `n`, `k` and the number of batches may be 0; with `k = 0` the product is zeros. NaN and
+//! infinity go where IEEE arithmetic takes them.
+//! Error: each element is a sum of `k` products in f32 whose order depends on the shapes and the
+//! instruction set alone; at most about `k eps |A| |B|` (Higham, Accuracy and Stability of
+//! Numerical Algorithms, section 3.5).
+//!
+//! A single product is cut into the phases of [`crate::gemm::Plan`]. Of many small ones each is
+//! done by one thread. The gradients are products again: `dA = dC op(B)^T`, `dB = op(A)^T dC`.
+
+pub(super) mod cpu;
+pub(super) mod naive;
+
+use super::{
+    Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one, reshape,
+    transpose,
+};
+use crate::device::Control;
+use crate::device::cpu::Launch;
+use crate::error::{Error, Result};
+use crate::gemm::{Spec, Transpose};
+use crate::tensor::{Shape, TensorType};
+
+/// The operation `matmul`.
+#[derive(Clone, Copy, Debug)]
+pub struct Matmul {
+    transpose_a: bool,
+    transpose_b: bool,
+}
+
+/// Records `op(a) op(b)`: `a` is \[.., m, k\] (\[.., k, m\] with `transpose_a`), `b` is \[.., k, n\]
+/// (\[.., n, k\] with `transpose_b`) with the same leading axes or of rank 2, the result is
+/// \[.., m, n\].
+///
+/// # Errors
+/// A rank is below 2, the inner extents or the leading axes differ, or a tensor is not f32.
+pub fn matmul(
+    tape: &mut dyn Recorder,
+    a: Var,
+    b: Var,
+    transpose_a: bool,
+    transpose_b: bool,
+) -> Result<Var> {
+    let (rank_a, rank_b) = (tape.tensor_type(a).shape.rank(), tape.tensor_type(b).shape.rank());
+    if transpose_a && rank_a > 2 && rank_b == 2 {
+        // Rows of all batches can be folded only where they follow one another.
+        let mut perm: Vec<usize> = (0..rank_a).collect();
+        perm.swap(rank_a - 2, rank_a - 1);
+        let a = transpose(tape, a, &perm)?;
+        return push_one(tape, Matmul { transpose_a: false, transpose_b }, &[a, b]);
+    }
+    push_one(tape, Matmul { transpose_a, transpose_b }, &[a, b])
+}
+
+/// As many products as `batches`, each of `spec`, of matrices that lie one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Products {
+    pub(super) batches: usize,
+    pub(super) spec: Spec,
+}
+
+/// `[.., rows, columns]` without the matrix.
+fn leading(shape: &Shape) -> &[usize] {
+    &shape.extents()[..shape.rank() - 2]
+}
+
+/// Rows and columns of the matrix or matrices of a tensor.
+fn matrix(shape: &Shape) -> (usize, usize) {
+    let extents = shape.extents();
+    (extents[extents.len() - 2], extents[extents.len() - 1])
+}
+
+impl Matmul {
+    fn products(&self, a: &Shape, b: &Shape) -> Result<Products> {
+        let wrong = |what: &str| {
+            let of = |transposed| if transposed { " transposed" } else { "" };
+            let (ta, tb) = (of(self.transpose_a), of(self.transpose_b));
+            Error::operation(self.name(), format!("{what} in {a}{ta} times {b}{tb}"))
+        };
+        if a.rank() < 2 || b.rank() < 2 {
+            return Err(wrong("there are no rows and columns"));
+        }
+        let fold = b.rank() == 2 && !self.transpose_a;
+        if !fold && leading(a) != leading(b) {
+            return Err(wrong("leading axes differ"));
+        }
+        let (batches, rows) = if fold { (1, a.rows()) } else { (batches(a), matrix(a).0) };
+        let (m, inner_a) =
+            if self.transpose_a { (matrix(a).1, rows) } else { (rows, matrix(a).1) };
+        let (inner_b, n) = match matrix(b) {
+            (rows, columns) if self.transpose_b => (columns, rows),
+            shape => shape,
+        };
+        if inner_a != inner_b {
+            return Err(wrong("inner extents differ"));
+        }
+        let stored = |transposed| if transposed { Transpose::Yes } else { Transpose::No };
+        let (a, b) = (stored(self.transpose_a), stored(self.transpose_b));
+        let spec = Spec { m, n, k: inner_a, a, b, accumulate: false };
+        Ok(Products { batches, spec })
+    }
+
+    /// The products of a site, whose types `infer` has checked.
+    fn known(&self, a: &Shape, b: &Shape) -> Products {
+        match self.products(a, b) {
+            Ok(products) => products,
+            Err(error) => panic!("infer let it pass: {error}"),
+        }
+    }
+}
+
+fn batches(shape: &Shape) -> usize {
+    leading(shape).iter().product()
+}
+
+impl Operation for Matmul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        super::expect_f32(self.name(), inputs, 2)?;
+        let (a, b) = (&inputs[0].shape, &inputs[1].shape);
+        let Spec { n, .. } = self.products(a, b)?.spec;
+        let m = if self.transpose_a { matrix(a).1 } else { matrix(a).0 };
+        let mut extents = leading(a).to_vec();
+        extents.extend([m, n]);
+        Ok(vec![TensorType::f32(extents)])
+    }
+
+    fn naive(&self, inputs: &[Values], outputs: &mut [Values], _control: &Control) {
+        let products = self.known(&inputs[0].tensor_type.shape, &inputs[1].tensor_type.shape);
+        naive::matmul(&products, &inputs[0].data, &inputs[1].data, &mut outputs[0].data);
+    }
+
+    fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
+        let products = self.known(&site.inputs[0].shape, &site.inputs[1].shape);
+        Some(cpu::launch(site, products, 0, None))
+    }
+
+    fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {
+        let dc = rule.only_upstream()?;
+        let (a, b) = (rule.inputs[0], rule.inputs[1]);
+        let Matmul { transpose_a, transpose_b } = *self;
+        if rule.needs(0) {
+            let da = match transpose_a {
+                false => matmul(rule.tape, dc, b, false, !transpose_b)?,
+                true => matmul(rule.tape, b, dc, transpose_b, true)?,
+            };
+            rule.give(0, da)?;
+        }
+        if rule.needs(1) {
+            let (a, dc) = match rule.tape.tensor_type(b).shape.rank() {
+                2 => (as_matrix(rule.tape, a)?, as_matrix(rule.tape, dc)?),
+                _ => (a, dc),
+            };
+            let db = match transpose_b {
+                false => matmul(rule.tape, a, dc, !transpose_a, false)?,
+                true => matmul(rule.tape, dc, a, true, transpose_a)?,
+            };
+            rule.give(1, db)?;
+        }
+        Ok(())
+    }
+
+    fn cost(&self, site: &Site<'_>) -> Cost {
+        let Products { batches, spec } =
+            self.known(&site.inputs[0].shape, &site.inputs[1].shape);
+        Cost::of(batches as f64 * spec.flops() as f64, site)
+    }
+}
+
+/// `x` seen as a matrix: all axes but the last are its rows.
+///
+/// # Errors
+/// None are expected: the number of elements stays.
+pub(super) fn as_matrix(tape: &mut dyn Recorder, x: Var) -> Result<Var> {
+    let shape = &tape.tensor_type(x).shape;
+    let matrix = [shape.rows(), shape.columns()];
+    reshape(tape, x, matrix)
+}
+
+/// A case of the product with `m x n x k` and these leading axes of A, and of B if it is not shared.
+fn case(
+    [m, n, k]: [usize; 3],
+    (transpose_a, transpose_b): (bool, bool),
+    leading: &[usize],
+    shared: bool,
+    fill: Fill,
+) -> Case {
+    let letter = |transposed| if transposed { "t" } else { "n" };
+    let batch: String = leading.iter().map(|extent| format!("{extent}x")).collect();
+    let kind = if shared { "_shared" } else { "" };
+    let name =
+        format!("{}{}_{batch}{m}x{n}x{k}{kind}", letter(transpose_a), letter(transpose_b));
+    let tolerance = match fill {
+        Fill::Integers => Tolerance::Exact,
+        _ => Tolerance::Accumulation(k),
+    };
+    let with = |leading: &[usize], transposed: bool, rows: usize, columns: usize| {
+        let matrix = if transposed { [columns, rows] } else { [rows, columns] };
+        [leading, &matrix[..]].concat()
+    };
+    let a = with(leading, transpose_a, m, k);
+    let b = with(if shared { &[] } else { leading }, transpose_b, k, n);
+    Case::new(name, Matmul { transpose_a, transpose_b }, tolerance).input(&a, fill).input(&b, fill)
+}
+
+const STORAGES: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+
+/// Test cases.
+pub fn cases(_control: &mut Control) -> Vec<Case> {
+    let uniform = Fill::Uniform(-1.0, 1.0);
+    let mut cases = Vec::new();
+    for storage in STORAGES {
+        let sizes = [
+            [0, 3, 2],
+            [3, 0, 2],
+            [2, 3, 0],
+            [1, 1, 1],
+            [5, 7, 3],
+            [13, 31, 17],
+            [14, 32, 16],
+            [15, 33, 64],
+            [61, 10, 67],
+        ];
+        for size in sizes {
+            cases.push(case(size, storage, &[], false, Fill::Integers));
+        }
+        cases.push(case([67, 97, 89], storage, &[], false, uniform));
+        // Several tiles; a split K.
+        cases.push(case([129, 131, 127], storage, &[], false, uniform));
+        cases.push(case([10, 17, 4099], storage, &[], false, uniform).without_gradient());
+        for (leading, size) in
+            [(&[0][..], [2, 3, 4]), (&[3], [2, 3, 0]), (&[2, 5], [9, 17, 6]), (&[37], [16, 16, 23])]
+        {
+            cases.push(case(size, storage, leading, false, Fill::Integers));
+        }
+        // Batches of several tiles each.
+        cases.push(case([97, 127, 96], storage, &[3], false, uniform));
+    }
+    for storage in [(false, false), (false, true)] {
+        cases.push(case([7, 10, 5], storage, &[2, 3], true, Fill::Integers));
+        cases.push(case([2, 3, 5], storage, &[0], true, Fill::Integers));
+        cases.push(case([29, 33, 31], storage, &[4], true, uniform));
+    }
+    cases
+}
+
+/// Benchmark cases: the products of `mlp64`, `mlp` and `mlp2048` at batch 128, forward (nn), dX (nt)
+/// and dW (tn), and those of 12 heads of attention.
+pub fn benches(_control: &mut Control) -> Vec<Case> {
+    let uniform = Fill::Uniform(-1.0, 1.0);
+    let layers = [(64, 64), (64, 10), (784, 512), (512, 512), (512, 10)];
+    let wide = [(784, 2048), (2048, 2048), (2048, 10)];
+    let mut cases = Vec::new();
+    for (k, n) in layers.into_iter().chain(wide) {
+        cases.push(case([128, n, k], (false, false), &[], false, uniform));
+        cases.push(case([128, k, n], (false, true), &[], false, uniform));
+        cases.push(case([k, n, 128], (true, false), &[], false, uniform));
+    }
+    cases.push(case([256, 256, 64], (false, true), &[8, 12], false, uniform));
+    cases.push(case([256, 64, 256], (false, false), &[8, 12], false, uniform));
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Store, Tape};
+
+    #[test]
+    fn shapes_fit() {
+        let mut tape = Tape::new(&Store::new(&Device::cpu(1).expect("cpu")));
+        let mut input =
+            |name: &str, shape: &[usize]| (tape.input(name, shape).expect("input"), shape.to_vec());
+        let (a, b) = (input("a", &[2, 3, 5]), input("b", &[3, 5, 4]));
+        let (c, d) = (input("c", &[5, 4]), input("d", &[7]));
+        let wrong = [(&a, &b, false, false), (&a, &c, false, true), (&c, &d, false, false)];
+        for (x, y, transpose_a, transpose_b) in wrong {
+            let error = matmul(&mut tape, x.0, y.0, transpose_a, transpose_b);
+            let error = error.expect_err("does not fit").to_string();
+            let named = |shape: &[usize]| error.contains(&Shape::from(shape).to_string());
+            assert!(named(&x.1) && named(&y.1), "{error}");
+        }
+        let shared = matmul(&mut tape, a.0, c.0, false, false).expect("5 with 5");
+        assert_eq!(*tape.tensor_type(shared), TensorType::f32([2, 3, 4]));
+    }
+
+    /// A shared B with a transposed A goes by way of a transpose.
+    #[test]
+    fn a_shared_matrix_takes_transposed_batches() {
+        let store = Store::new(&Device::cpu(1).expect("cpu"));
+        let mut tape = Tape::new(&store);
+        let a = tape.input("a", [2, 2, 3]).expect("input");
+        let b = tape.input("b", [2, 1]).expect("input");
+        let c = matmul(&mut tape, a, b, true, false).expect("2 with 2");
+        assert_eq!(*tape.tensor_type(c), TensorType::f32([2, 3, 1]));
+        let a_values = (1..=12).map(f64::from).collect();
+        let oracle = tape.evaluate(&[(a, a_values), (b, vec![1.0, 10.0])], store.control());
+        let c = oracle.expect("fed").get(c).expect("computed").data.clone();
+        assert_eq!(c, [41.0, 52.0, 63.0, 107.0, 118.0, 129.0]);
+    }
+}
