@@ -5,7 +5,7 @@
 use twoclocks::data::Dataset;
 use twoclocks::nn::{Forward, Linear, Module, Parameters};
 use twoclocks::ops::Activation;
-use twoclocks::optim::{Position, Schedule};
+use twoclocks::optim::{Anneal, Position, Schedule};
 use twoclocks::train::{TrainOptions, Trainer};
 use twoclocks::{Device, Result, Var};
 
@@ -63,7 +63,12 @@ fn main() -> Result<()> {
 
     let epochs = 30;
     let total_steps = Some(epochs * trainer.steps_per_epoch());
-    let schedule = Schedule::default_one_cycle();
+    let schedule = Schedule::OneCycle {
+        pct_start: 0.3,
+        div: 25.0,
+        final_div: 1e4,
+        anneal: Anneal::Cos,
+    };
     let mut step = 0;
     for epoch in 0..epochs {
         trainer.start_epoch(epoch)?;

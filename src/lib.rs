@@ -6,10 +6,12 @@ pub mod error;
 pub mod gemm;
 pub mod nn;
 pub mod ops;
+pub mod optim;
 pub mod random;
+pub mod runs;
 pub mod tape;
 pub mod tensor;
-pub mod runs;
+pub mod train;
 
 pub use device::Device;
 pub use error::{Error, Result};

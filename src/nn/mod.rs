@@ -8,7 +8,7 @@ mod initial;
 mod layers;
 mod parameters;
 
-pub use config::{LayerConfig, Sequential};
+pub use config::{ActivationName, LayerConfig, Sequential};
 pub use initial::Initial;
 pub use layers::{Activate, Dropout, Embedding, Flatten, LayerNorm, Linear, RmsNorm};
 pub use parameters::{Bound, Parameter, ParameterInfo, Parameters, Role};

@@ -7,6 +7,7 @@ use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::nn::{Parameters, Sequential};
 use crate::optim;
+use crate::tape::NotFinite;
 use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, render};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -270,7 +271,11 @@ impl<'a> Runner<'a> {
 
     fn train(mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         observer.started(&self.describe()?);
-        let reason = match self.to_the_end(observer, stop) {
+        let ended = self.to_the_end(observer, stop).and_then(|reason| {
+            self.checkpoint()?;
+            Ok(reason)
+        });
+        let reason = match ended {
             Ok(reason) => reason,
             Err(error) => {
                 // The journal says that the run failed; the checkpoint stays the last good one.
@@ -280,7 +285,6 @@ impl<'a> Runner<'a> {
                 return Err(error);
             }
         };
-        self.checkpoint()?;
         let done = self.finish(reason.name(), observer)?;
         let missed_target = self.config.train.target_acc.is_some()
             && !matches!(reason, Reason::Target | Reason::Interrupted);
@@ -377,12 +381,13 @@ impl<'a> Runner<'a> {
             total_steps: self.total_steps().filter(|_| self.config.train.seconds.is_none()),
             progress: self.progress(),
         };
-        self.rate = self.config.schedule.rate(self.config.optimizer.rate(), position);
+        self.rate = self.config.schedule.rate(self.config.optimizer.rate, position);
         let step = self.position.step + 1;
         let offset = self.position.offset;
         let loss = self.trainer.step(step, offset, self.rate)?;
         if !loss.is_finite() {
-            return Err(self.diverged(step, offset, loss)?);
+            let found = self.trainer.diagnose(step, offset)?;
+            return Err(self.diverged_at(step, found, loss));
         }
         let rows = self.trainer.update_rows(offset);
         self.position.step = step;
@@ -411,8 +416,8 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn diverged(&mut self, step: u64, offset: usize, loss: f64) -> Result<Error> {
-        let place = match self.trainer.diagnose(step, offset)? {
+    fn diverged_at(&self, step: u64, found: Option<NotFinite>, loss: f64) -> Error {
+        let place = match found {
             Some(found) => {
                 format!("{} is {} at index {}", found.place, found.value, found.index)
             }
@@ -422,7 +427,7 @@ impl<'a> Runner<'a> {
             true => state::path(&self.folder).display().to_string(),
             false => "none yet".to_owned(),
         };
-        Ok(Error::Diverged { step, place, checkpoint })
+        Error::Diverged { step, place, checkpoint }
     }
 
     /// Whether another review keeps within its share of the training time.
@@ -479,6 +484,10 @@ impl<'a> Runner<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<()> {
+        // A step may leave the loss finite and the weights not: such weights are not saved.
+        if let Some(found) = self.trainer.first_bad_weight()? {
+            return Err(self.diverged_at(self.position.step, Some(found), f64::NAN));
+        }
         let seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.position.set_seconds_total(seconds);
         self.journal.flush()?;

@@ -264,13 +264,8 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::step`].
     pub fn diagnose(&mut self, step: u64, offset: usize) -> Result<Option<NotFinite>> {
-        for info in self.parameters.infos() {
-            let mut values = vec![0f32; info.shape.elements()];
-            self.store.read(self.parameters.weights(), info.offset, &mut values)?;
-            if let Some((index, &value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite())
-            {
-                return Ok(Some(NotFinite { place: info.name.clone(), index, value }));
-            }
+        if let Some(found) = self.first_bad_weight()? {
+            return Ok(Some(found));
         }
         let rows = self.update_rows(offset);
         let (_, counter) = self.parameters.randomness();
@@ -281,6 +276,22 @@ impl Trainer {
             let recording = self.steps.get(key, || unreachable!("the step ran before"))?;
             if let Some(found) = recording.replay_checked(&mut self.store)? {
                 return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first weight that is not finite.
+    ///
+    /// # Errors
+    /// None on a CPU.
+    pub fn first_bad_weight(&self) -> Result<Option<NotFinite>> {
+        for info in self.parameters.infos() {
+            let mut values = vec![0f32; info.shape.elements()];
+            self.store.read(self.parameters.weights(), info.offset, &mut values)?;
+            let bad = values.iter().enumerate().find(|(_, value)| !value.is_finite());
+            if let Some((index, &value)) = bad {
+                return Ok(Some(NotFinite { place: info.name.clone(), index, value }));
             }
         }
         Ok(None)
@@ -357,9 +368,7 @@ impl Trainer {
         }
         if key.last {
             let (weights, gradients) = (self.parameters.weights(), self.parameters.gradients());
-            tape.scoped("optimizer", |tape| {
-                self.optimizer.record(tape, weights, gradients, Some(loss.loss))
-            })?;
+            self.optimizer.record(&mut tape, weights, gradients, Some(loss.loss))?;
         }
         tape.output(loss.loss)?;
         Ok((tape.compile(&self.store)?, loss.loss))

@@ -279,7 +279,7 @@ fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
     let mut step = 0;
     let seconds = repeat(budget, || {
         step += 1;
-        optimizer.prepare(store.control_mut(), step, config.rate(), 1.0);
+        optimizer.prepare(store.control_mut(), step, config.rate, 1.0);
         recording.replay(&mut store)
     })?;
     Ok(Row {

@@ -67,7 +67,7 @@ struct Work {
     seed: Option<u64>,
     /// Learning rate (the peak of a one-cycle schedule).
     #[arg(long)]
-    lr: Option<f32>,
+    lr: Option<f64>,
     /// Rows of a batch.
     #[arg(long)]
     batch: Option<usize>,
@@ -141,7 +141,7 @@ impl Work {
             config.seed = seed;
         }
         if let Some(rate) = self.lr {
-            config.optimizer.set_rate(f64::from(rate));
+            config.optimizer.rate = rate;
         }
         if let Some(batch) = self.batch {
             config.train.batch = batch;
