@@ -73,7 +73,7 @@ mod tests {
         let variance = normals.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / f64::from(n);
         assert!(mean.abs() < 0.01, "{mean}");
         assert!((variance - 1.0).abs() < 0.02, "{variance}");
-        let mut counts = [0; 3];
+        let mut counts = [0i32; 3];
         (0..n).for_each(|_| counts[random.below(3) as usize] += 1);
         assert!(counts.iter().all(|&c| (c - n / 3).abs() < 1500), "{counts:?}");
     }

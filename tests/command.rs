@@ -16,6 +16,7 @@ seed = 3
 source = "digits"
 [model]
 layers = [
+    { kind = "flatten" },
     { kind = "linear", outputs = 64, activation = "gelu" },
     { kind = "layer_norm" },
     { kind = "dropout", p = 0.25 },
@@ -255,7 +256,7 @@ fn a_bad_configuration_names_file_line_and_layer() {
     let chain = CONFIG.replace("outputs = 10", "inputs = 32, outputs = 10");
     let path = write(scratch.path(), "chain.toml", chain);
     let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
-    refused("chain", &arguments, &["linear3", "32", "64"]);
+    refused("chain", &arguments, &["linear4", "32", "64"]);
     let path = write(scratch.path(), "classes.toml", CONFIG.replace("outputs = 10", "outputs = 9"));
     let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
     refused("classes", &arguments, &["9", "10 classes"]);
@@ -288,7 +289,7 @@ fn damaged_and_foreign_runs_are_refused_and_left_alone() {
     let own = std::fs::read_to_string(run.join("config.toml")).expect("config");
     std::fs::write(run.join("config.toml"), own.replace("outputs = 64", "outputs = 48"))
         .expect("written");
-    refused("another model", &["train", "--resume", path], &["another model", "linear0.weight"]);
+    refused("another model", &["train", "--resume", path], &["another model", "linear1.weight"]);
     assert_eq!(std::fs::read(&model).expect("checkpoint"), good, "it was overwritten");
     let empty = scratch.path().join("empty");
     std::fs::create_dir(&empty).expect("folder");

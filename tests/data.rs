@@ -397,7 +397,7 @@ fn csv_problems() {
             [("d.csv", text.as_bytes().to_vec()), ("d.csv.gz", gzip(text.as_bytes()))]
         {
             let path = folder.put(name, bytes);
-            let got = message(csv::load(&path, &label.parse().unwrap()), &folder);
+            let got = message(csv::load(&path, &Label::from(label)), &folder);
             assert_eq!(got, format!("{name}: {want}"));
         }
     };

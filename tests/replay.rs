@@ -1,4 +1,5 @@
 //! What a replay promises: no allocations, the same bits for any number of threads.
+#![allow(unsafe_code)] // an allocator that counts
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};

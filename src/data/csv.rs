@@ -7,9 +7,7 @@
 mod lines;
 
 use std::borrow::Cow;
-use std::convert::Infallible;
 use std::path::Path;
-use std::str::FromStr;
 
 use super::dataset::{Dataset, Split, in_file};
 use super::input::{Input, name_of};
@@ -32,17 +30,15 @@ pub enum Label {
     Index(i64),
 }
 
-/// An integer is an [`Label::Index`], the empty string is [`Label::Auto`], all else is a
+/// An integer is a [`Label::Index`], the empty string is [`Label::Auto`], all else is a
 /// [`Label::Name`].
-impl FromStr for Label {
-    type Err = Infallible;
-
-    fn from_str(s: &str) -> Result<Self, Infallible> {
-        Ok(match s.parse() {
+impl From<&str> for Label {
+    fn from(text: &str) -> Self {
+        match text.parse() {
             Ok(index) => Label::Index(index),
-            Err(_) if s.is_empty() => Label::Auto,
-            Err(_) => Label::Name(s.to_owned()),
-        })
+            Err(_) if text.is_empty() => Label::Auto,
+            Err(_) => Label::Name(text.to_owned()),
+        }
     }
 }
 
@@ -271,7 +267,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn load(text: &str, label: &str) -> Result<Dataset> {
-        parse(text.as_bytes(), Path::new("t.csv"), &label.parse().unwrap())
+        parse(text.as_bytes(), Path::new("t.csv"), &Label::from(label))
     }
 
     fn values(set: &Dataset) -> &[f32] {

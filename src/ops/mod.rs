@@ -35,6 +35,7 @@ operations! {
     dropout,
     embedding,
     embedding_backward,
+    global_norm,
     indices,
     layer_norm,
     layer_norm_backward,
@@ -53,6 +54,7 @@ operations! {
     transpose,
     unary,
     unary_gradient,
+    update,
 }
 
 pub use accumulate::accumulate;
@@ -62,7 +64,9 @@ pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
 pub use concat::concat;
 pub use copy::copy;
+pub use global_norm::{GlobalNorm, global_norm};
 pub use indices::indices;
+pub use update::update;
 pub use log_softmax::log_softmax;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use softmax::softmax;

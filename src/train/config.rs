@@ -242,6 +242,19 @@ impl Config {
         Ok(())
     }
 
+    /// The configuration with paths that do not depend on the current directory, so that a run can
+    /// be resumed from anywhere.
+    #[must_use]
+    pub fn with_absolute_paths(&self) -> Config {
+        let mut config = self.clone();
+        for path in [&mut config.data.path, &mut config.data.test].into_iter().flatten() {
+            if let Ok(absolute) = std::path::absolute(&path) {
+                *path = absolute;
+            }
+        }
+        config
+    }
+
     /// Opens the device that the configuration asks for.
     ///
     /// # Errors
@@ -275,10 +288,7 @@ impl DataConfig {
             SourceConfig::Digits => Source::Digits,
             SourceConfig::Idx => Source::Idx(path()?),
             SourceConfig::Csv => {
-                let label: Label = match &self.label {
-                    Some(label) => label.parse()?,
-                    None => Label::default(),
-                };
+                let label = self.label.as_deref().map_or(Label::Auto, Label::from);
                 Source::Csv { train: path()?, test: self.test.clone(), label }
             }
         })

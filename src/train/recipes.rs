@@ -47,6 +47,7 @@ normalise = "global"
 
 [model]
 layers = [
+    { kind = "flatten" },
     { kind = "linear", name = "fc1", outputs = 256, activation = "relu" },
     { kind = "dropout", p = 0.2 },
     { kind = "linear", name = "fc2", outputs = 128, activation = "relu" },

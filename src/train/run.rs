@@ -123,6 +123,7 @@ pub fn run(
 ) -> Result<Outcome> {
     let started = Instant::now();
     config.validate()?;
+    let config = &config.with_absolute_paths();
     let data = config.data.source()?.load()?;
     let trainer = trainer(config, &data)?;
     let folder = RunFolder::create(root, &config.recipe)?;

@@ -335,7 +335,9 @@ impl Trainer {
         let wanted = Shape::from([rows, self.classes]);
         if *found != wanted {
             let problem = format!(
-                "the last layer gives rows of shape {:?}, the data has {} classes",
+                "a row of the data, of shape {:?}, comes out of the last layer with shape {:?}; \
+                 the data has {} classes (a `flatten` layer joins the axes of an image)",
+                self.row_shape,
                 &found.extents()[1..],
                 self.classes
             );
