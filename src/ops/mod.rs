@@ -25,10 +25,12 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    accuracy,
     binary,
     broadcast,
     copy,
     log_softmax,
+    mse,
     reduce,
     softmax,
     softmax_backward,
@@ -38,10 +40,12 @@ operations! {
 }
 
 pub use accumulate::accumulate;
+pub use accuracy::accuracy;
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
 pub use copy::copy;
 pub use log_softmax::log_softmax;
+pub use mse::mse;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use softmax::softmax;
 pub use softmax_backward::softmax_backward;
