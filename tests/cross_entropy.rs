@@ -255,3 +255,38 @@ fn statistics_have_no_gradient() {
     let error = tape.vector_jacobian(&[(found.statistics, upstream)], &[x]).expect_err("no rule");
     assert!(error.to_string().contains("statistics"), "{error}");
 }
+
+/// An output that nobody reads changes no other.
+#[test]
+fn outputs_do_not_depend_on_each_other() {
+    const ROWS: usize = 700;
+    for classes in [10, 2100] {
+        let rows = if classes == 10 { ROWS } else { 3 };
+        let labels: Vec<u32> = (0..rows).map(|r| (r * 7 % classes) as u32).collect();
+        let logits: Vec<f32> = (0..rows * classes).map(|i| (i as f32 * 0.7).sin() * 5.0).collect();
+        let bits = |wanted: [bool; 4]| -> Vec<Option<Vec<u32>>> {
+            let mut store = Store::new(&Device::cpu(1).expect("cpu"));
+            let region = store.upload("labels", &labels);
+            let mut tape = Tape::new(&store);
+            let x = tape.input("x", [rows, classes]).expect("input");
+            let given = tape.persistent("labels", region, 0, [rows]).expect("labels");
+            let found = softmax_cross_entropy(&mut tape, x, given, 0.1).expect("recorded");
+            let outputs = [found.loss, found.dlogits, found.statistics, found.per_row];
+            for (&output, _) in outputs.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
+                tape.output(output).expect("output");
+            }
+            let mut recording = tape.compile(&store).expect("compile");
+            recording.write(x, &logits).expect("write");
+            recording.replay(&mut store).expect("replay");
+            let read = |output: Var| -> Vec<u32> {
+                recording.read(output).expect("read").iter().map(|x| x.to_bits()).collect()
+            };
+            outputs.iter().zip(wanted).map(|(&o, wanted)| wanted.then(|| read(o))).collect()
+        };
+        let all = bits([true; 4]);
+        for only in 0..4 {
+            let alone = bits(std::array::from_fn(|i| i == only));
+            assert_eq!(alone[only], all[only], "output {only} of {classes} classes");
+        }
+    }
+}

@@ -26,6 +26,7 @@ macro_rules! operations {
 
 operations! {
     accumulate,
+    accuracy,
     activation_backward,
     batch,
     binary,
@@ -42,6 +43,7 @@ operations! {
     linear,
     log_softmax,
     matmul,
+    mse,
     pad,
     reduce,
     reshape,
@@ -60,6 +62,7 @@ operations! {
 pub use accumulate::accumulate;
 pub use batch::{Batch, batch};
 pub use activation_backward::activation_backward;
+pub use accuracy::accuracy;
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
 pub use concat::concat;
@@ -68,6 +71,7 @@ pub use global_norm::{GlobalNorm, global_norm};
 pub use indices::indices;
 pub use update::update;
 pub use log_softmax::log_softmax;
+pub use mse::mse;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use softmax::softmax;
 pub use softmax_backward::softmax_backward;

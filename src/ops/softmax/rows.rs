@@ -75,7 +75,7 @@ pub(crate) fn read<S: Simd>(
         let skips = skip < block.len();
         let top = if skips { max_but(s, block, skip) } else { max_all(s, block) };
         row.other = if top > row.other { top } else { row.other };
-        if !(top <= row.max) {
+        if top > row.max || row.max.is_nan() {
             if row.sum > 0.0 {
                 row.sum *= exp(s, row.max - top);
             }
@@ -139,28 +139,39 @@ fn exponentials_of<S: Simd, const SKIP: bool>(
     kept: &mut [f32],
 ) -> f32 {
     let base = s.splat(base);
-    let mut vector = |i: usize| {
-        let v = s.load_slice_or(&x[i..], f32::NEG_INFINITY);
-        let e = math::exp(s, s.sub(v, base));
-        if !kept.is_empty() {
-            s.store_slice(&mut kept[i..], e);
-        }
-        if SKIP { s.select(lane(s, skip, i), s.zero(), e) } else { e }
-    };
     // Several sums, because the error of one grows with its number of terms.
     let mut sums = [s.zero(); CHAINS];
     let mut i = 0;
     while i + CHAINS * S::LANES <= x.len() {
         for (chain, sum) in sums.iter_mut().enumerate() {
-            *sum = s.add(*sum, vector(i + chain * S::LANES));
+            let e = exponential::<S, SKIP>(s, x, base, skip, kept, i + chain * S::LANES);
+            *sum = s.add(*sum, e);
         }
         i += CHAINS * S::LANES;
     }
     while i < x.len() {
-        sums[0] = s.add(sums[0], vector(i));
+        sums[0] = s.add(sums[0], exponential::<S, SKIP>(s, x, base, skip, kept, i));
         i += S::LANES;
     }
     s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+}
+
+/// The vector of exponentials that begins at element `i`: kept whole, given back without `skip`.
+#[inline(always)]
+fn exponential<S: Simd, const SKIP: bool>(
+    s: S,
+    x: &[f32],
+    base: S::F32,
+    skip: usize,
+    kept: &mut [f32],
+    i: usize,
+) -> S::F32 {
+    let v = s.load_slice_or(&x[i..], f32::NEG_INFINITY);
+    let e = math::exp(s, s.sub(v, base));
+    if !kept.is_empty() {
+        s.store_slice(&mut kept[i..], e);
+    }
+    if SKIP { s.select(lane(s, skip, i), s.zero(), e) } else { e }
 }
 
 /// The largest value that is not NaN.

@@ -326,10 +326,8 @@ impl Group {
     /// Loss, factor and gradient of the right class; lanes past the group's rows hold leftovers.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, problem: &Problem, targets: Target<'_>) -> Ends {
-        let [own, max, rest] = [self.own, self.max, self.rest].map(
-            #[inline(always)]
-            |lanes| s.load_slice(&lanes),
-        );
+        let (own, max) = (s.load_slice(&self.own), s.load_slice(&self.max));
+        let rest = s.load_slice(&self.rest);
         let (target, others) = (s.load_slice(&self.target), s.load_slice(&self.others));
         let weight = s.add(target, others);
         let own_exponential = math::exp(s, s.sub(own, max));
