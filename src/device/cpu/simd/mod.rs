@@ -40,13 +40,22 @@ use super::Isa;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod math;
+pub mod philox;
 mod portable;
+mod slices;
+#[cfg(test)]
+mod tests;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 pub use portable::Portable;
+pub use slices::{
+    all_finite, dot, fold_many, fold1, fold2, from_bf16, map_many, map_u8, map1, map2, map3, max,
+    min, sum, to_bf16, update_many, update1, update2, update3,
+};
 
 /// The drivers read and write [`Simd::LANES`] lanes through raw pointers, so no other crate may
 /// claim to be an instruction set.

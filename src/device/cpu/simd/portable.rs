@@ -28,8 +28,7 @@ fn truth(b: bool) -> u32 {
     u32::from(b).wrapping_neg()
 }
 
-/// Adding and taking away 1.5 2^23 leaves no bit for a fraction. From 2^22 on that is too coarse;
-/// from 2^23 on every f32 is an integer, and between them `x + 2^23` is exact to the unit.
+/// From 2^23 on every f32 is an integer; below, adding 2^23 leaves no bit for a fraction.
 #[inline(always)]
 fn round_even(x: f32) -> f32 {
     const UNIT: f32 = 8_388_608.0;
