@@ -25,10 +25,14 @@ macro_rules! operations {
 operations! {
     accumulate,
     copy,
+    global_norm,
+    update,
 }
 
 pub use accumulate::accumulate;
 pub use copy::copy;
+pub use global_norm::global_norm;
+pub use update::update;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};

@@ -1,0 +1,90 @@
+use super::*;
+use crate::{Device, Store, Tape};
+
+fn op(rule: Rule, segments: &[(usize, usize)]) -> Update {
+    let segments = segments.iter().map(|&(offset, len)| Segment {
+        offset,
+        len,
+        rate_factor: 1.0,
+        decay_factor: 1.0,
+    });
+    Update {
+        rule,
+        decay: Decay::None,
+        segments: segments.collect(),
+        slots: UpdateSlots::register(&mut Control::new(), "slots"),
+        has_guard: false,
+        has_factor: false,
+    }
+}
+
+#[test]
+fn operands_that_do_not_fit_are_refused_with_their_shapes() {
+    let flat = |n: usize| TensorType::f32([n]);
+    let refused = |op: &Update, inputs: &[TensorType], words: &str| {
+        let error = op.infer(inputs).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    let good = op(ADAMW, &[(0, 3), (4, 4)]);
+    let outputs = good.infer(&vec![flat(8); 4]).unwrap();
+    assert_eq!(outputs[3], TensorType::f32([2, 3]));
+    assert_eq!(outputs[4], TensorType::new([8], DType::Bf16));
+    refused(&good, &vec![flat(8); 3], "takes 4 inputs, not 3");
+    refused(&good, &[flat(8), flat(9), flat(8), flat(8)], "input 1 is f32[9]");
+    refused(&good, &vec![TensorType::f32([2, 4]); 4], "flat weights [P], not f32[2, 4]");
+    refused(&good, &vec![flat(7); 4], "segment 1 has elements 4 to 4 + 4");
+    refused(&op(LION, &[(0, 3), (2, 4)]), &vec![flat(8); 3], "segment 1 has elements 2");
+    refused(&op(LION, &[(usize::MAX, 3)]), &vec![flat(8); 3], "segment 0");
+    let wild = Rule::AdamW { beta1: 0.9, beta2: 1.0, epsilon: 1e-8 };
+    refused(&op(wild, &[]), &vec![flat(8); 4], "betas: 1 is not in [0, 1)");
+    let ahead = Rule::Sgd { momentum: 0.0, nesterov: true };
+    refused(&op(ahead, &[]), &vec![flat(8); 2], "nesterov");
+    let guarded = Update { has_guard: true, ..op(SGD, &[]) };
+    refused(&guarded, &[flat(8), flat(8), flat(2)], "input 2 is f32[2]");
+}
+
+/// Tiny segments share a chunk, large ones are cut, and every element is in one piece or one gap.
+#[test]
+fn neighbouring_small_segments_share_a_chunk() {
+    let mut segments: Vec<(usize, usize)> = (0..50).map(|i| (i * 16, 10)).collect();
+    segments.push((800, 100_003));
+    let cut = cpu::cut_sizes(&op(SGD, &segments).segments, 100_900);
+    // The first chunk takes the tiny ones too, the last one the rest of the large one.
+    assert_eq!(cut.chunks, 6);
+    assert_eq!(cut.pieces, 50 + 7);
+    assert_eq!(cut.covered, 100_900);
+    assert!(cut.largest_chunk <= 20 * 1024);
+}
+
+/// Neither statistics nor copy are asked for: one phase, no scratch memory, the same weights.
+#[test]
+fn outputs_that_nobody_reads_are_not_computed() {
+    let run = |read: bool| -> (Vec<f32>, Vec<usize>) {
+        let mut store = Store::new(&Device::cpu(2).unwrap());
+        let w: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.37).sin()).collect();
+        let g: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.11).cos()).collect();
+        let regions = [&w, &g, &w].map(|values| store.upload("flat", values));
+        let slots = UpdateSlots::register(store.control_mut(), "slots");
+        store.control_mut().set_f32(slots.rate, 0.1);
+        let mut tape = Tape::new(&store);
+        let vars = regions.map(|r| tape.persistent("flat", r, 0, [40_000]).unwrap());
+        let [weights, gradients, moment] = vars;
+        let moments = &[moment];
+        let operands = Operands { weights, gradients, moments, guard: None, factor: None };
+        let segments = op(MOMENTUM, &[(0, 30_000), (30_000, 10_000)]).segments;
+        let updated =
+            update(&mut tape, MOMENTUM, Decay::None, &segments, slots, operands).unwrap();
+        if read {
+            tape.output(updated.statistics).unwrap();
+            tape.output(updated.copy).unwrap();
+        }
+        let mut recording = tape.compile(&store).unwrap();
+        recording.replay(&mut store).unwrap();
+        let mut new = vec![0.0; 40_000];
+        store.read(regions[0], 0, &mut new).unwrap();
+        (new, recording.nodes()[0].chunks.clone())
+    };
+    let ((with, phases), (without, one_phase)) = (run(true), run(false));
+    assert_eq!((phases.len(), one_phase.len()), (2, 1));
+    assert_eq!(with, without);
+}
