@@ -3,6 +3,7 @@
 pub mod device;
 pub mod error;
 pub mod ops;
+pub mod optim;
 pub mod tape;
 pub mod tensor;
 
