@@ -91,6 +91,7 @@ pub use layer_norm::layer_norm;
 pub use rms_norm::rms_norm;
 
 pub(crate) use segments::AxisShape;
+pub use global_norm::global_norm;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
