@@ -159,8 +159,13 @@ fn metrics(run: &Path) -> Vec<String> {
             let mut row: serde_json::Value = serde_json::from_str(line).expect("JSON");
             let object = row.as_object_mut().expect("object");
             for clock in [
-                "seconds", "seconds_training", "seconds_total", "seconds_to_target", "run",
-                "samples_per_s", "review_seconds",
+                "seconds",
+                "seconds_training",
+                "seconds_total",
+                "seconds_to_target",
+                "run",
+                "samples_per_s",
+                "review_seconds",
             ] {
                 object.remove(clock);
             }
@@ -173,7 +178,8 @@ fn metrics(run: &Path) -> Vec<String> {
 #[test]
 fn an_interrupt_ends_cleanly_and_the_run_goes_on_later() {
     let scratch = Scratch::new("interrupt");
-    let config = write(scratch.path(), "small.toml", CONFIG.replace("epochs = 30", "epochs = 3000"));
+    let config =
+        write(scratch.path(), "small.toml", CONFIG.replace("epochs = 30", "epochs = 3000"));
     let child = twoclocks()
         .arg("train")
         .arg(&config)
@@ -246,8 +252,7 @@ fn a_bad_configuration_names_file_line_and_layer() {
     let with = |name: &str, text: String, parts: &[&str]| {
         let path = write(scratch.path(), name, text);
         let path = path.to_str().expect("UTF-8");
-        let arguments =
-            ["train", path, "--quiet", "--out", out.to_str().expect("UTF-8")];
+        let arguments = ["train", path, "--quiet", "--out", out.to_str().expect("UTF-8")];
         refused(name, &arguments, &[&[name], parts].concat());
     };
     with("typo.toml", CONFIG.replace("epochs", "epoches"), &[":", "epoches"]);
@@ -381,8 +386,21 @@ fn every_line_of_bench_and_profile_is_json() {
         assert!(!lines.is_empty(), "{arguments:?}");
         if arguments[0] == "bench" {
             for key in [
-                "work", "device", "isa", "precision", "threads", "batch", "median_ms", "p05_ms",
-                "p95_ms", "n", "items_per_s", "flops", "bytes", "floor_ms", "ratio_to_floor",
+                "work",
+                "device",
+                "isa",
+                "precision",
+                "threads",
+                "batch",
+                "median_ms",
+                "p05_ms",
+                "p95_ms",
+                "n",
+                "items_per_s",
+                "flops",
+                "bytes",
+                "floor_ms",
+                "ratio_to_floor",
             ] {
                 assert!(!lines[0][key].is_null(), "{arguments:?}: no {key} in {}", lines[0]);
             }

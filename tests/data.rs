@@ -496,7 +496,7 @@ fn csv_alone_is_split() {
     let folder = Folder::new();
     let text: String = (0..50).map(|r| format!("{r},{}\n", r % 2)).collect();
     let path = folder.put("table.csv", text);
-    let source = Source::at(&path, "1".parse().unwrap()).unwrap();
+    let source = Source::at(&path, Label::from("1")).unwrap();
     let split = source.load().unwrap();
     assert_eq!((split.train.rows(), split.test.class_counts()), (40, vec![5, 5]));
     assert_eq!(split.train.name(), "table");

@@ -56,10 +56,8 @@ fn trainer(threads: usize, features: usize) -> Trainer {
     let model: Model = toml::from_str(MODEL).expect("TOML");
     let mut parameters = Parameters::new();
     let model = Sequential::new(&model.layers, &[features], &mut parameters).expect("model");
-    let data = Split {
-        train: synthetic(1000, features, 11, 1),
-        test: synthetic(100, features, 11, 2),
-    };
+    let data =
+        Split { train: synthetic(1000, features, 11, 1), test: synthetic(100, features, 11, 2) };
     let device = Device::cpu(threads).expect("cpu");
     let options = TrainOptions { batch: 128, label_smoothing: 0.1, ..TrainOptions::default() };
     Trainer::new(&device, Box::new(model), parameters, &data, options).expect("trainer")

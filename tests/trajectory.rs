@@ -118,11 +118,27 @@ fn check(name: &str) {
         Trainer::new(&device, Box::new(model), parameters, &data, options).expect("trainer");
 
     let order = if config["layer_norm"].as_bool().unwrap_or(false) {
-        vec!["linear0.weight", "linear0.bias", "norm0.gamma", "norm0.beta", "linear1.weight",
-             "linear1.bias", "norm1.gamma", "norm1.beta", "linear2.weight", "linear2.bias"]
+        vec![
+            "linear0.weight",
+            "linear0.bias",
+            "norm0.gamma",
+            "norm0.beta",
+            "linear1.weight",
+            "linear1.bias",
+            "norm1.gamma",
+            "norm1.beta",
+            "linear2.weight",
+            "linear2.bias",
+        ]
     } else {
-        vec!["linear0.weight", "linear0.bias", "linear1.weight", "linear1.bias",
-             "linear2.weight", "linear2.bias"]
+        vec![
+            "linear0.weight",
+            "linear0.bias",
+            "linear1.weight",
+            "linear1.bias",
+            "linear2.weight",
+            "linear2.bias",
+        ]
     };
     let infos = trainer.parameters().infos().to_vec();
     assert_eq!(infos.len(), order.len());

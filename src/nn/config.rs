@@ -183,9 +183,7 @@ impl Sequential {
                     let activation = activation.into();
                     let size = [width, outputs];
                     Box::new(match (initial, bias) {
-                        (None, true) => {
-                            Linear::new(parameters, &name, width, outputs, activation)?
-                        }
+                        (None, true) => Linear::new(parameters, &name, width, outputs, activation)?,
                         (initial, bias) => {
                             let initial = initial.unwrap_or(match activation {
                                 Activation::None | Activation::Tanh => Initial::XavierUniform,

@@ -88,8 +88,7 @@ impl Parameters {
         let offset = self.len;
         self.len = (offset + shape.elements()).next_multiple_of(ALIGNMENT);
         let rate_factor = 1.0;
-        let info =
-            ParameterInfo { name, shape, offset, role, initial, rate_factor, decay_factor };
+        let info = ParameterInfo { name, shape, offset, role, initial, rate_factor, decay_factor };
         self.infos.push(info);
         Ok(Parameter(self.infos.len() - 1))
     }

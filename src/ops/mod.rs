@@ -60,38 +60,37 @@ operations! {
 }
 
 pub use accumulate::accumulate;
-pub use batch::{Batch, batch};
-pub use activation_backward::activation_backward;
 pub use accuracy::accuracy;
+pub use activation_backward::activation_backward;
+pub use batch::{Batch, batch};
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
 pub use concat::concat;
 pub use copy::copy;
-pub use global_norm::{GlobalNorm, global_norm};
-pub use indices::indices;
-pub use update::update;
-pub use log_softmax::log_softmax;
-pub use mse::mse;
-pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
-pub use softmax::softmax;
-pub use softmax_backward::softmax_backward;
-pub use softmax_cross_entropy::{CrossEntropy, softmax_cross_entropy, softmax_cross_entropy_soft};
-pub use linear::{Activation, linear};
-pub use matmul::matmul;
-pub use pad::pad;
-pub use reshape::reshape;
-pub use slice::slice;
-pub use transpose::transpose;
-pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
-pub use unary_gradient::unary_gradient;
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use embedding_backward::embedding_backward;
+pub use global_norm::global_norm;
+pub use indices::indices;
 pub use layer_norm::layer_norm;
+pub use linear::{Activation, linear};
+pub use log_softmax::log_softmax;
+pub use matmul::matmul;
+pub use mse::mse;
+pub use pad::pad;
+pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
+pub use reshape::reshape;
 pub use rms_norm::rms_norm;
+pub use slice::slice;
+pub use softmax::softmax;
+pub use softmax_backward::softmax_backward;
+pub use softmax_cross_entropy::{CrossEntropy, softmax_cross_entropy, softmax_cross_entropy_soft};
+pub use transpose::transpose;
+pub use unary::{exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh};
+pub use unary_gradient::unary_gradient;
+pub use update::update;
 
 pub(crate) use segments::AxisShape;
-pub use global_norm::global_norm;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};

@@ -9,7 +9,9 @@ mod run;
 mod state;
 mod trainer;
 
-pub use config::{Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig};
+pub use config::{
+    Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
+};
 pub use recipes::{RECIPES, recipe};
 pub use run::{Observer, Outcome, Progress, Reason, Silent, Started, resume, run};
 pub use trainer::{Review, TrainOptions, Trainer};

@@ -7,8 +7,8 @@ use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::nn::{Parameters, Sequential};
 use crate::optim;
-use crate::tape::NotFinite;
 use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, render};
+use crate::tape::NotFinite;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -295,12 +295,8 @@ impl<'a> Runner<'a> {
     fn describe(&mut self) -> Result<Started> {
         let (rows, steps_per_epoch) = (self.trainer.rows(), self.trainer.steps_per_epoch());
         let device = self.trainer.store().device();
-        let device = format!(
-            "{} ({}, {} threads), f32",
-            device.name(),
-            device.isa(),
-            device.threads()
-        );
+        let device =
+            format!("{} ({}, {} threads), f32", device.name(), device.isa(), device.threads());
         let total_steps = self.total_steps();
         let parameters = self.trainer.parameters().parameters().count();
         let (recording, _) = self.trainer.step_recording()?;
@@ -322,8 +318,7 @@ impl<'a> Runner<'a> {
         if let Some(reason) = self.ended_before(&limits) {
             return Ok(reason);
         }
-        let trace_every =
-            self.total_steps().map_or(1, |total| total.div_ceil(TRACE_POINTS)).max(1);
+        let trace_every = self.total_steps().map_or(1, |total| total.div_ceil(TRACE_POINTS)).max(1);
         loop {
             self.trainer.start_epoch(self.position.epoch)?;
             while self.position.offset < self.trainer.rows() {

@@ -78,8 +78,8 @@ pub(super) fn save(trainer: &Trainer, folder: &RunFolder, position: &Position) -
         (info.name.as_str(), info.shape.extents().to_vec(), values)
     });
     let moments = state.iter().map(|(name, values)| (*name, vec![values.len()], &values[..]));
-    let position = serde_json::to_value(position)
-        .unwrap_or_else(|e| panic!("a position is always JSON: {e}"));
+    let position =
+        serde_json::to_value(position).unwrap_or_else(|e| panic!("a position is always JSON: {e}"));
     save_from(&path(folder), named.chain(moments), &position)
 }
 

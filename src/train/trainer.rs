@@ -329,7 +329,10 @@ impl Trainer {
                 .enumerate()
                 .find(|(i, _)| !read.iter().any(|(parameter, _)| parameter.index() == *i));
             let name = unread.map_or("", |(_, info)| &info.name);
-            return Err(Error::config(name, "this parameter is declared, but the model does not use it"));
+            return Err(Error::config(
+                name,
+                "this parameter is declared, but the model does not use it",
+            ));
         }
         let found = &tape.tensor_type(logits).shape;
         let wanted = Shape::from([rows, self.classes]);
@@ -378,11 +381,9 @@ impl Trainer {
 
     fn record_review(&self, rows: usize) -> Result<(Recording, (Var, Var))> {
         let mut tape = Tape::new(&self.store);
-        let (logits, labels, _) =
-            self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
-        let loss = tape.scoped("loss", |tape| {
-            ops::softmax_cross_entropy(tape, logits, labels, 0.0)
-        })?;
+        let (logits, labels, _) = self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
+        let loss =
+            tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
         tape.output(loss.loss)?;
         tape.output(loss.statistics)?;
         Ok((tape.compile(&self.store)?, (loss.loss, loss.statistics)))

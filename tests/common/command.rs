@@ -40,8 +40,8 @@ impl Scratch {
     pub fn new(name: &str) -> Scratch {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir()
-            .join(format!("twoclocks-{name}-{}-{number}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("twoclocks-{name}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder for the test");
         Scratch(folder)
     }

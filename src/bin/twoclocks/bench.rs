@@ -100,8 +100,14 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let wanted = |what: What| args.what.is_none_or(|only| only == what);
     if wanted(What::Gemm) {
         let defaults = [
-            "64x64x64", "128x128x128", "256x256x256", "512x512x512", "1024x1024x1024",
-            "128x512x784", "784x512x128", "128x10x512",
+            "64x64x64",
+            "128x128x128",
+            "256x256x256",
+            "512x512x512",
+            "1024x1024x1024",
+            "128x512x784",
+            "784x512x128",
+            "128x10x512",
         ];
         for size in sizes(&defaults) {
             print(gemm(&device, &size, budget)?);

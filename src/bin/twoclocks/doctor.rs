@@ -4,11 +4,11 @@ use crate::{Common, output};
 use clap::Args;
 use serde_json::json;
 use std::process::ExitCode;
+use twoclocks::Result;
 use twoclocks::device::cpu::isa::ISA_VARIABLE;
 use twoclocks::device::cpu::{Cpu, Isa};
 use twoclocks::gemm::{Plan, Spec};
 use twoclocks::runs::Environment;
-use twoclocks::Result;
 
 /// Flags of `twoclocks doctor`.
 #[derive(Args)]

@@ -115,11 +115,8 @@ impl Work {
     fn config(&self, default: &str, threads: Option<usize>) -> Result<twoclocks::train::Config> {
         use twoclocks::train::{Config, Precision, recipe};
         let name = self.work.as_deref().unwrap_or(default);
-        let mut config = if name.ends_with(".toml") {
-            Config::read(name.as_ref())?
-        } else {
-            recipe(name)?
-        };
+        let mut config =
+            if name.ends_with(".toml") { Config::read(name.as_ref())? } else { recipe(name)? };
         if let Some(data) = &self.data {
             config.data.path = Some(data.clone());
         }

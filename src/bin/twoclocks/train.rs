@@ -76,10 +76,9 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     };
     if !args.quiet {
         match outcome.reason {
-            Reason::Interrupted => eprintln!(
-                "interrupted; go on with: twoclocks train --resume {}",
-                outcome.done.run
-            ),
+            Reason::Interrupted => {
+                eprintln!("interrupted; go on with: twoclocks train --resume {}", outcome.done.run)
+            }
             _ => eprintln!("report: {}/report.html", outcome.done.run),
         }
     }

@@ -86,7 +86,8 @@ impl Cpu {
     pub fn peak(&self) -> Peak {
         let (isa, threads) = (self.isa(), self.threads());
         let flops = (ROUNDS * CHAINS * lanes(isa) * 2 * threads) as f64;
-        let flops_per_s = flops / self.best(5, |_| dispatch(isa, Multiply { start: black_box(0.5) }));
+        let flops_per_s =
+            flops / self.best(5, |_| dispatch(isa, Multiply { start: black_box(0.5) }));
 
         let big = Memory::zeroed(256 << 20);
         let all: &[f32] = big.elements(0, big.len() / 4);
