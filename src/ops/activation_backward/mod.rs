@@ -117,7 +117,11 @@ impl Operation for ActivationBackward {
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {
-        Cost::of(site.inputs[0].elements() as f64 * (self.activation.flops() + 2.0), site)
+        let elements = site.inputs[0].elements() as f64;
+        let sum = if site.used[1] { elements } else { 0.0 };
+        let alone =
+            self.kind().map_or(0.0, |kind| UnaryGradient { kind }.cost(site).flops);
+        Cost::of(alone + sum, site)
     }
 }
 
