@@ -1,8 +1,16 @@
-//! How broadcasting operations walk their operands: row-major output, each operand read with a
-//! stride of its own along every axis, 0 where it repeats.
+//! How elementwise operations are cut into chunks, and how broadcasting ones walk their operands:
+//! row-major output, each operand read with a stride of its own along every axis, 0 where it
+//! repeats.
 
+use crate::device::cpu::rows_per_chunk;
 use crate::tensor::Shape;
 use std::ops::Range;
+
+/// Elements of a chunk of elementwise work, each of so many nanoseconds: whole cache lines of 64
+/// bytes, so that no vector of a dense tensor lies across two of them and no two threads write one.
+pub(super) fn elements_per_chunk(nanoseconds: f64) -> usize {
+    rows_per_chunk(nanoseconds).next_multiple_of(16)
+}
 
 /// Strides with which a dense tensor of shape `from` is read along the axes of `to`, where
 /// `from` broadcasts to `to` by NumPy's rule.

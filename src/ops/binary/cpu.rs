@@ -4,9 +4,9 @@
 
 use super::Kind;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, map1, map2};
-use crate::device::cpu::{Launch, rows_per_chunk};
+use crate::device::cpu::Launch;
 use crate::ops::Site;
-use crate::ops::layout::{Walk, broadcast_strides};
+use crate::ops::layout::{Walk, broadcast_strides, elements_per_chunk};
 use std::ops::Range;
 
 /// 12 bytes an element at some 10 GB/s.
@@ -16,7 +16,7 @@ pub(super) fn launch(site: &Site<'_>, kind: Kind) -> Launch {
     let (isa, output) = (site.isa, &site.outputs[0].shape);
     let strides = [0, 1].map(|i| broadcast_strides(&site.inputs[i].shape, output));
     let walk = Walk::new(output.extents(), strides);
-    let per_chunk = rows_per_chunk(NANOSECONDS);
+    let per_chunk = elements_per_chunk(NANOSECONDS);
     Launch::new(isa.name()).rows(output.elements(), per_chunk, move |chunk| {
         let (a, b, y) = (chunk.input(0), chunk.input(1), chunk.output(0));
         dispatch(isa, Binary { kind, walk: &walk, range: chunk.row_range(), a, b, y });

@@ -1,8 +1,8 @@
 //! `broadcast` on the CPU: rows are copied, or filled with one value.
 
-use crate::device::cpu::{Launch, rows_per_chunk};
+use crate::device::cpu::Launch;
 use crate::ops::Site;
-use crate::ops::layout::{Walk, broadcast_strides};
+use crate::ops::layout::{Walk, broadcast_strides, elements_per_chunk};
 use crate::tensor::Shape;
 
 /// 8 bytes an element at some 10 GB/s.
@@ -12,7 +12,7 @@ pub(super) fn launch(site: &Site<'_>, aligned: &Shape) -> Launch {
     let output = &site.outputs[0].shape;
     let walk = Walk::new(output.extents(), [broadcast_strides(aligned, output)]);
     let [along] = walk.along();
-    let per_chunk = rows_per_chunk(NANOSECONDS);
+    let per_chunk = elements_per_chunk(NANOSECONDS);
     Launch::new("memmove").rows(output.elements(), per_chunk, move |chunk| {
         let (x, y) = (chunk.input::<f32>(0), chunk.output::<f32>(0));
         walk.rows(chunk.row_range(), |[start], row| {

@@ -2,8 +2,9 @@
 
 use super::Kind;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, map2, math};
-use crate::device::cpu::{Launch, rows_per_chunk};
+use crate::device::cpu::Launch;
 use crate::ops::Site;
+use crate::ops::layout::elements_per_chunk;
 
 /// 12 bytes an element at some 10 GB/s, and some 50 operations a nanosecond.
 fn nanoseconds(kind: Kind) -> f64 {
@@ -12,7 +13,7 @@ fn nanoseconds(kind: Kind) -> f64 {
 
 pub(super) fn launch(site: &Site<'_>, kind: Kind) -> Launch {
     let (isa, elements) = (site.isa, site.inputs[0].elements());
-    Launch::new(isa.name()).rows(elements, rows_per_chunk(nanoseconds(kind)), move |chunk| {
+    Launch::new(isa.name()).rows(elements, elements_per_chunk(nanoseconds(kind)), move |chunk| {
         let (v, dy, dx) = (chunk.input_rows(0), chunk.input_rows(1), chunk.output(0));
         dispatch(isa, UnaryGradient { kind, v, dy, dx });
     })
