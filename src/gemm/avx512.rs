@@ -1,4 +1,5 @@
-//! AVX-512: register tiles of up to 14 x 32. Of the 32 registers 28 hold sums, 2 a row of B, 1 the broadcast element of A.
+//! AVX-512: register tiles of up to 14 x 32. Of the 32 registers 28 hold sums, 2 a row of B, 1 the
+//! broadcast element of A.
 
 use super::driver::{Kernel, Micro, Packing};
 use core::arch::x86_64::*;
@@ -8,6 +9,7 @@ pub(super) struct Avx512;
 
 const LANES: usize = 16;
 const ROWS: usize = 14;
+const WIDE_ROWS: usize = 4;
 
 type Multiply = unsafe fn(&Micro);
 
@@ -22,16 +24,33 @@ static MULTIPLY: [[[Multiply; 2]; 2]; ROWS] = {
     table!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 };
 
+/// The same for few rows and 3 or 4 vectors.
+static WIDE: [[[Multiply; 2]; 2]; WIDE_ROWS] = {
+    macro_rules! table {
+        ($($rows:literal)*) => { [$([
+            [multiply::<$rows, 3, false>, multiply::<$rows, 3, true>],
+            [multiply::<$rows, 4, false>, multiply::<$rows, 4, true>],
+        ]),*] };
+    }
+    table!(1 2 3 4)
+};
+
 impl Kernel for Avx512 {
     const NAME: &'static str = "avx512_14x32";
     const ROWS: usize = ROWS;
     const LANES: usize = LANES;
+    const WIDE_ROWS: usize = WIDE_ROWS;
     const DEPTH: usize = 256;
+    /// With 14 rows to a panel, reading B as stored was never slower.
+    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     unsafe fn multiply(micro: &Micro) {
-        debug_assert!((1..=ROWS).contains(&micro.rows) && (1..=2 * LANES).contains(&micro.cols));
         let vectors = micro.cols.div_ceil(LANES);
-        let multiply = MULTIPLY[micro.rows - 1][vectors - 1][usize::from(micro.a_row != 1)];
+        let apart = usize::from(micro.a_row != 1);
+        let multiply = match vectors {
+            1 | 2 => MULTIPLY[micro.rows - 1][vectors - 1][apart],
+            _ => WIDE[micro.rows - 1][vectors - 3][apart],
+        };
         // SAFETY: the caller's contract; the entry is that of these rows and vectors.
         unsafe { multiply(micro) }
     }
@@ -47,10 +66,12 @@ fn lanes(count: usize) -> __mmask16 {
     if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 
-/// The microkernel for `M` rows and `V` vectors; `APART`: rows of A lie `a_row` apart, else next to each other.
+/// The microkernel for `M` rows and `V` vectors; `APART`: rows of A lie `a_row` apart, else next to
+/// each other.
 ///
 /// # Safety
 /// As [`Kernel::multiply`].
+#[allow(clippy::needless_range_loop, reason = "one index for registers and addresses")]
 #[target_feature(enable = "avx512f")]
 unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Micro) {
     let Micro { cols, depth, mut a, a_depth, mut b, b_depth, c, ldc, accumulate, .. } = *micro;
@@ -59,7 +80,8 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
     let mut sums = [[_mm512_setzero_ps(); V]; M];
     for _ in 0..depth {
         let mut row = [_mm512_setzero_ps(); V];
-        // SAFETY: `depth` rows of `cols` elements of B and `M` of A are readable (contract); the mask holds back lanes beyond `cols`.
+        // SAFETY: `depth` rows of `cols` elements of B and `M` of A are readable (contract); the
+        // mask holds back lanes beyond `cols`.
         unsafe {
             for v in 0..V - 1 {
                 row[v] = _mm512_loadu_ps(b.add(v * LANES));
@@ -78,7 +100,8 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
     for i in 0..M {
         for v in 0..V {
             let mask = if v == V - 1 { last } else { !0 };
-            // SAFETY: C has `M` rows of `cols` elements (contract); the mask holds back lanes beyond `cols`.
+            // SAFETY: C has `M` rows of `cols` elements (contract); the mask holds back lanes
+            // beyond `cols`.
             unsafe {
                 let place = c.add(i * ldc + v * LANES);
                 let mut sum = sums[i][v];
@@ -91,20 +114,47 @@ unsafe fn multiply<const M: usize, const V: usize, const APART: bool>(micro: &Mi
     }
 }
 
+/// Writes group `p` of a panel from lane `first` on: with a plain store, which is faster, where
+/// that stays in the panel and what it writes too much is written again by the next group, else
+/// with a masked one.
+///
+/// # Safety
+/// `p` and `first` lie inside the panel of `packing`, which is written in ascending order of `p`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn put(packing: &Packing, p: usize, first: usize, value: __m512) {
+    let Packing { width, depth, panel, .. } = *packing;
+    let place = p * width + first;
+    // SAFETY: the conditions keep the plain store inside `width * depth`, the mask the other one
+    // inside `width` (contract).
+    unsafe {
+        if first + LANES <= width || (width < LANES && place + LANES <= width * depth) {
+            _mm512_storeu_ps(panel.add(place), value);
+        } else {
+            _mm512_mask_storeu_ps(panel.add(place), lanes(width - first), value);
+        }
+    }
+}
+
 /// Packs rows that are contiguous across the panel.
 ///
 /// # Safety
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f")]
 unsafe fn copy(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, panel, .. } = *packing;
-    for first in (0..width).step_by(LANES) {
-        let (read, write) = (lanes(count.saturating_sub(first)), lanes(width - first));
-        for p in 0..depth {
-            // SAFETY: the masks hold back what lies beyond `count` in the source and `width` in the panel (contract).
+    let Packing { source, stride, count, width, depth, .. } = *packing;
+    for p in 0..depth {
+        for first in (0..width).step_by(LANES) {
+            let place = source.wrapping_add(p * stride + first);
+            // SAFETY: the condition or the mask holds back what lies beyond `count` in the source
+            // (contract).
             unsafe {
-                let row = _mm512_maskz_loadu_ps(read, source.wrapping_add(p * stride + first));
-                _mm512_mask_storeu_ps(panel.add(p * width + first), write, row);
+                let row = if first + LANES <= count {
+                    _mm512_loadu_ps(place)
+                } else {
+                    _mm512_maskz_loadu_ps(lanes(count.saturating_sub(first)), place)
+                };
+                put(packing, p, first, row);
             }
         }
     }
@@ -116,28 +166,29 @@ unsafe fn copy(packing: &Packing) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, panel, .. } = *packing;
+    let Packing { source, stride, count, width, depth, .. } = *packing;
     for first in (0..width).step_by(LANES) {
         let rows = count.saturating_sub(first).min(LANES);
-        let write = lanes(width - first);
         for p in (0..depth).step_by(LANES) {
-            let read = lanes(depth - p);
             let mut block = [_mm512_setzero_ps(); LANES];
             for (i, row) in block.iter_mut().enumerate() {
                 if i < rows {
-                    // SAFETY: row `first + i` is below `count`, and the mask holds back what lies beyond `depth` (contract).
+                    let place = source.wrapping_add((first + i) * stride + p);
+                    // SAFETY: row `first + i` is below `count`; the condition or the mask holds
+                    // back what lies beyond `depth` (contract).
                     *row = unsafe {
-                        _mm512_maskz_loadu_ps(read, source.add((first + i) * stride + p))
+                        if p + LANES <= depth {
+                            _mm512_loadu_ps(place)
+                        } else {
+                            _mm512_maskz_loadu_ps(lanes(depth - p), place)
+                        }
                     };
                 }
             }
-            let block = transposed(block);
-            for (q, row) in block.iter().enumerate() {
+            for (q, row) in transposed(block).into_iter().enumerate() {
                 if q < depth - p {
-                    // SAFETY: group `p + q` is below `depth`, and the mask holds back what lies beyond `width` (contract).
-                    unsafe {
-                        _mm512_mask_storeu_ps(panel.add((p + q) * width + first), write, *row)
-                    };
+                    // SAFETY: group `p + q` is below `depth`.
+                    unsafe { put(packing, p + q, first, row) };
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! Into which chunks a product falls. Pure arithmetic on the shape: no thread counts, no cache sizes, so that chunks and sums are the same
-//! on every machine of an instruction set.
+//! Into which chunks a product falls. Pure arithmetic on the shape: no thread counts, no cache
+//! sizes, so that chunks and sums are the same on every machine of an instruction set.
 
 use super::{PackedLayout, Spec};
 
@@ -34,13 +34,17 @@ pub(super) struct Unit {
     pub most_rows: usize,
     /// The same for columns.
     pub most_cols: usize,
+    /// Whether to cut all columns before rows, because each row of tiles packs B for itself.
+    pub cols_first: bool,
 }
 
-/// Work below which a chunk is not worth claiming: about 10 microseconds of one thread, in floating-point operations.
+/// Work below which a chunk is not worth claiming: about 10 microseconds of one thread, in
+/// floating-point operations.
 const LEAST_WORK: u64 = 1 << 20;
 /// Chunks of a product that is large enough.
 const CHUNKS: u64 = 32;
-/// K is split only into parts at least this long, so that the sums of phase 3 stay below a percent of the work.
+/// K is split only into parts at least this long, so that the sums of phase 3 stay below a percent
+/// of the work.
 const LEAST_PART: usize = 512;
 /// Partial sums hold at most this many elements (16 MiB).
 const MOST_PARTIAL: usize = 4 << 20;
@@ -109,7 +113,7 @@ impl Grid {
             if grid.rows * grid.cols >= wanted || !(can_rows || can_cols) {
                 break;
             }
-            if can_cols && (grid.tile_cols >= grid.tile_rows || !can_rows) {
+            if can_cols && (unit.cols_first || grid.tile_cols >= grid.tile_rows || !can_rows) {
                 cols = (2 * grid.cols).min(col_units);
             } else {
                 rows = (2 * grid.rows).min(row_units);
@@ -173,9 +177,10 @@ pub(super) fn pack_part(layout: &PackedLayout, chunk: usize, chunks: usize) -> (
     }
 }
 
-/// How many chunks a product deserves: one per [`LEAST_WORK`] up to 8, then one per four times that, up to [`CHUNKS`].
-/// An element of C counts 16 operations and one of an operand 4: what their traffic costs when it passes L2.
-fn wanted_chunks(spec: &Spec) -> usize {
+/// How many chunks a product deserves: one per [`LEAST_WORK`] up to 8, then one per four times
+/// that, up to [`CHUNKS`]. An element of C counts 16 operations and one of an operand 4: what their
+/// traffic costs when it passes L2.
+pub(super) fn wanted_chunks(spec: &Spec) -> usize {
     let (m, n, k) = (spec.m as u64, spec.n as u64, spec.k as u64);
     let work = 2 * m * n * k + 16 * m * n + 4 * k * (m + n);
     let units = work / LEAST_WORK;

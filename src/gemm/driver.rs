@@ -1,16 +1,20 @@
 //! The loops around the microkernels, once for every instruction set.
 //!
-//! Within a tile of C, from the outside in: blocks of `DEPTH` along K, panels of rows, panels of columns, the microkernel. The panel of A
-//! (`mr` x `DEPTH`) stays in L1 while the panels of B pass by from L2. Each element of C is one chain of fused multiply-adds per block of
-//! `DEPTH`, and the blocks are added to C in order: neither tiles nor packing change the bits.
+//! Within a tile of C, from the outside in: blocks of `DEPTH` along K, panels of rows, panels of
+//! columns, the microkernel. The panel of A (`rows` x `DEPTH`) stays in L1 while the panels of B
+//! pass by from L2. Where tiles pack B for themselves, panels of columns come before panels of
+//! rows, so that each is packed once for all rows of the tile. Each element of C is one chain of
+//! fused multiply-adds per block of `DEPTH`, and the blocks are added to C in order: neither tiles
+//! nor packing change the bits.
 
 use super::blocking::{Range, Unit};
 use super::{Epilogue, Operands, PackedLayout, Plan, Spec, Transpose};
+use std::mem::MaybeUninit;
 
 /// One call of a microkernel: C\[rows, cols\] (+)= A\[rows, depth\] · B\[depth, cols\].
 ///
-/// Element (i, p) of A lies at `a[i * a_row + p * a_depth]`, element (p, j) of B at `b[p * b_depth + j]`. Only these are read, and of C
-/// only `rows` x `cols` elements are touched.
+/// Element (i, p) of A lies at `a[i * a_row + p * a_depth]`, element (p, j) of B at
+/// `b[p * b_depth + j]`. Only these are read, and of C only `rows` x `cols` elements are touched.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Micro {
     pub rows: usize,
@@ -27,10 +31,11 @@ pub(super) struct Micro {
     pub accumulate: bool,
 }
 
-/// One panel to pack: `depth` groups of `width` elements, the first `count` of each from the source, the rest zero.
+/// One panel to pack: `depth` groups of `width` elements, the first `count` of each from the
+/// source, the rest zero.
 ///
-/// Element (i, p) is read at `source[i * stride + p]` when `along_depth`, else at `source[p * stride + i]`, and written at
-/// `panel[p * width + i]`.
+/// Element (i, p) is read at `source[i * stride + p]` when `along_depth`, else at
+/// `source[p * stride + i]`, and written at `panel[p * width + i]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Packing {
     pub source: *const f32,
@@ -50,25 +55,45 @@ pub(super) trait Kernel {
     const ROWS: usize;
     /// Columns in one vector; the register tile has up to two.
     const LANES: usize;
+    /// Up to this many rows the register tile has up to four vectors, for longer runs along the
+    /// rows of B.
+    const WIDE_ROWS: usize;
     /// Block of K: a panel of A of this length and a few rows of B fit in L1.
     const DEPTH: usize;
+    /// Panels of rows from which on a row-major B that exceeds L2 is packed by each tile.
+    const LOCAL_ROW_PANELS: usize;
 
-    /// Runs the microkernel for `1..=ROWS` rows and `1..=2 * LANES` columns.
+    /// Runs the microkernel for `1..=ROWS` rows and `1..=2 * LANES` columns, or `1..=WIDE_ROWS`
+    /// rows and `1..=4 * LANES` columns.
     ///
     /// # Safety
-    /// This machine has the instruction set; the addresses are as [`Micro`] says, and nobody else uses that part of C.
+    /// This machine has the instruction set; the addresses are as [`Micro`] says, and nobody else
+    /// uses that part of C.
     unsafe fn multiply(micro: &Micro);
 
     /// Packs one panel.
     ///
     /// # Safety
-    /// This machine has the instruction set; the addresses are as [`Packing`] says, and nobody else uses the panel.
+    /// This machine has the instruction set; the addresses are as [`Packing`] says, and nobody else
+    /// uses the panel.
     unsafe fn pack(packing: &Packing);
 }
 
 /// Largest tile: with a block of K, its part of B (256 KiB) and of A stay in an L2 of 512 KiB.
 const MOST_ROWS: usize = 128;
 const MOST_COLS: usize = 256;
+
+/// How B is brought to the microkernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SourceB {
+    /// Read where it is: packed by the caller, or row-major with its own stride.
+    InPlace,
+    /// Packed into scratch in phase 1.
+    Scratch,
+    /// Packed by each tile, panel after panel, into a buffer on the stack. Costs each row of tiles
+    /// its own packing, but no phase, no scratch and no way through memory.
+    Local,
+}
 
 /// How a product is laid out for a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -79,20 +104,36 @@ pub(super) struct Panels {
     pub cols: usize,
     /// Whether A is packed into scratch.
     pub pack_a: bool,
-    /// Whether B is packed into scratch.
-    pub pack_b: bool,
+    /// How B is brought to the microkernel.
+    pub b: SourceB,
 }
 
 impl Panels {
-    pub fn new<K: Kernel>(spec: &Spec, packed_a: bool, packed_b: bool) -> Panels {
-        let Spec { m, n, .. } = *spec;
+    /// `single`: the product will be one tile.
+    pub fn new<K: Kernel>(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
+        let Spec { m, n, k, .. } = *spec;
         let rows = m.max(1).div_ceil(m.max(1).div_ceil(K::ROWS));
         let cols = if n <= K::LANES { K::LANES } else { 2 * K::LANES };
         let (row_panels, col_panels) = (m.div_ceil(rows), n.div_ceil(cols));
-        let pack_a = !packed_a && col_panels >= PACK_A_PANELS;
-        let must = spec.b == Transpose::Yes;
-        let pack_b = !packed_b && (must || row_panels >= PACK_B_PANELS);
-        Panels { rows, cols, pack_a, pack_b }
+        let large = row_panels >= LARGE_ROW_PANELS && col_panels >= LARGE_COL_PANELS;
+
+        let a_transposed = spec.a == Transpose::Yes;
+        let stride = if a_transposed { m } else { k };
+        let conflicts = stride.is_multiple_of(CONFLICT) && col_panels >= CONFLICT_COL_PANELS;
+        let distant = a_transposed && col_panels >= DISTANT_COL_PANELS;
+        let pack_a = !packed_a && k > 0 && (conflicts || distant);
+
+        let b = match spec.b {
+            _ if packed_b || k == 0 => SourceB::InPlace,
+            Transpose::Yes if m > 2 * MOST_ROWS && !single => SourceB::Scratch,
+            Transpose::Yes => SourceB::Local,
+            Transpose::No if large && !single => SourceB::Scratch,
+            Transpose::No if row_panels >= K::LOCAL_ROW_PANELS && k * n >= LOCAL_ELEMENTS => {
+                SourceB::Local
+            }
+            Transpose::No => SourceB::InPlace,
+        };
+        Panels { rows, cols, pack_a, b }
     }
 
     pub fn unit<K: Kernel>(&self) -> Unit {
@@ -102,19 +143,34 @@ impl Panels {
             depth: K::DEPTH,
             most_rows: MOST_ROWS.next_multiple_of(self.rows),
             most_cols: MOST_COLS,
+            cols_first: self.b == SourceB::Local,
         }
     }
 }
 
-/// Panels of columns from which on reading A as stored costs more than packing it.
-const PACK_A_PANELS: usize = 4;
-/// Panels of rows from which on reading B as stored costs more than packing it.
-const PACK_B_PANELS: usize = 4;
+// When packing pays. The microkernels read A^T, A and row-major B as stored at full speed while the
+// lines they need stay in L1 and L2, so most products pack nothing but a transposed B. The bounds
+// below are where packing measured faster (Zen 4, one thread, both engines, 20 shapes from 64^3 to
+// 1024^3 and 128 x 2048 x 2048).
+
+/// Stored rows that lie a multiple of this many elements (4 KiB) apart share one set of L1: 1024^3
+/// runs at 83 GFLOP/s, with A packed 102.
+const CONFLICT: usize = 1024;
+/// Panels of columns from which on such an A is packed.
+const CONFLICT_COL_PANELS: usize = 8;
+/// Panels of columns from which on an A^T is packed, whose rows lie on pages of their own.
+const DISTANT_COL_PANELS: usize = 48;
+/// Panels of rows and of columns from which on a row-major B is packed once for all tiles.
+const LARGE_ROW_PANELS: usize = 64;
+const LARGE_COL_PANELS: usize = 24;
+/// Elements of B (1 MiB) from which on [`Kernel::LOCAL_ROW_PANELS`] matters.
+const LOCAL_ELEMENTS: usize = 1 << 18;
 
 /// Packs a block of panels of one operand.
 ///
 /// # Safety
-/// This machine has the instruction set; `stored` holds the operand with row stride `stride`, `packed` has room for the layout.
+/// This machine has the instruction set; `stored` holds the operand with row stride `stride`,
+/// `packed` has room for the layout.
 pub(super) unsafe fn pack<K: Kernel>(
     layout: PackedLayout,
     panels: Range,
@@ -141,10 +197,12 @@ pub(super) unsafe fn pack<K: Kernel>(
     }
 }
 
-/// C[rows, cols] (+)= op(A)[rows, depth] · op(B)[depth, cols], then the epilogue for each panel of rows.
+/// C[rows, cols] (+)= op(A)[rows, depth] · op(B)[depth, cols], then the epilogue for each panel of
+/// rows.
 ///
 /// # Safety
-/// The contract of [`Plan::tile`]; the ranges lie inside the shape and start at panels; what the plan packs is packed.
+/// The contract of [`Plan::tile`]; the ranges lie inside the shape and start at panels; what the
+/// plan packs is packed.
 pub(super) unsafe fn tile<K: Kernel>(
     plan: &Plan,
     operands: &Operands,
@@ -154,52 +212,99 @@ pub(super) unsafe fn tile<K: Kernel>(
 ) {
     let panels = plan.panels;
     let k = plan.spec.k;
-    // A panel that starts at row i and depth p lies at i * row + p * depth of this; the same for B.
-    let (a, a_start, a_row, a_depth) = if plan.packed_a {
-        (operands.a, k, 1, panels.rows)
+    // Only a stored B can be cut into other panels than those of the layout.
+    let wide = panels.b == SourceB::InPlace && !plan.packed_b && panels.rows <= K::WIDE_ROWS;
+    let panel_cols = if wide { 4 * K::LANES } else { panels.cols };
+    // A panel that starts at row i and depth p lies at i * start + p * depth of this.
+    let a = if plan.packed_a {
+        Operand { at: operands.a, start: k, row: 1, depth: panels.rows }
     } else if panels.pack_a {
-        (operands.scratch.cast_const(), k, 1, panels.rows)
+        Operand { at: operands.scratch.cast_const(), start: k, row: 1, depth: panels.rows }
     } else if plan.spec.a == Transpose::No {
-        (operands.a, operands.lda, operands.lda, 1)
+        Operand { at: operands.a, start: operands.lda, row: operands.lda, depth: 1 }
     } else {
-        (operands.a, 1, 1, operands.lda)
+        Operand { at: operands.a, start: 1, row: 1, depth: operands.lda }
     };
-    let (b, b_start, b_depth) = if plan.packed_b {
-        (operands.b, k, panels.cols)
-    } else if panels.pack_b {
-        (operands.scratch.wrapping_add(plan.packed_b_at()).cast_const(), k, panels.cols)
-    } else {
-        (operands.b, 1, operands.ldb)
+    let b = match panels.b {
+        SourceB::InPlace if plan.packed_b => {
+            Operand { at: operands.b, start: k, row: 1, depth: panels.cols }
+        }
+        SourceB::Scratch => {
+            let at = operands.scratch.wrapping_add(plan.packed_b_at()).cast_const();
+            Operand { at, start: k, row: 1, depth: panels.cols }
+        }
+        SourceB::InPlace | SourceB::Local => {
+            Operand { at: operands.b, start: 1, row: 1, depth: operands.ldb }
+        }
     };
-    let c = operands.c;
+    let mut local = Local([const { MaybeUninit::uninit() }; LOCAL]);
+    const { assert!(K::DEPTH * 2 * K::LANES <= LOCAL) };
+    let local = local.0.as_mut_ptr().cast::<f32>();
+
     let mut start = depth.start;
     loop {
         let block = K::DEPTH.min(depth.end - start);
         let last = start + block == depth.end;
-        for i in (rows.start..rows.end).step_by(panels.rows) {
-            let count = panels.rows.min(rows.end - i);
-            for j in (cols.start..cols.end).step_by(panels.cols) {
-                // SAFETY: (i, j, start) lie inside the shape, and the strides are those of the operand that was chosen (contract).
-                unsafe {
-                    K::multiply(&Micro {
-                        rows: count,
-                        cols: panels.cols.min(cols.end - j),
-                        depth: block,
-                        a: a.add(i * a_start + start * a_depth),
-                        a_row,
-                        a_depth,
-                        b: b.add(j * b_start + start * b_depth),
-                        b_depth,
-                        c: c.add(i * operands.ldc + j),
-                        ldc: operands.ldc,
-                        accumulate: accumulate || start > depth.start,
-                    });
-                }
+        let accumulate = accumulate || start > depth.start;
+        // One panel of rows against one of columns, the latter at `b`.
+        let multiply = |i: usize, j: usize, (b, b_depth): (*const f32, usize)| {
+            // SAFETY: (i, j, start) lie inside the shape, and the strides are those of the operand
+            // that was chosen (contract).
+            unsafe {
+                K::multiply(&Micro {
+                    rows: panels.rows.min(rows.end - i),
+                    cols: panel_cols.min(cols.end - j),
+                    depth: block,
+                    a: a.at.add(i * a.start + start * a.depth),
+                    a_row: a.row,
+                    a_depth: a.depth,
+                    b,
+                    b_depth,
+                    c: operands.c.add(i * operands.ldc + j),
+                    ldc: operands.ldc,
+                    accumulate,
+                });
             }
+        };
+        let finish = |rows: Range, cols: Range| {
             if last {
-                let rows = Range { start: i, end: i + count };
-                // SAFETY: the block lies inside C (contract).
+                // SAFETY: the block lies inside C and has met all of K (contract).
                 unsafe { plan.finish(operands, &rows, &cols, epilogue) };
+            }
+        };
+        if panels.b == SourceB::Local {
+            for j in (cols.start..cols.end).step_by(panels.cols) {
+                let end = cols.end.min(j + panels.cols);
+                let layout = PackedLayout { width: panels.cols, count: end - j, depth: block };
+                let along_depth = plan.spec.b == Transpose::Yes;
+                let (col_stride, depth_stride) =
+                    if along_depth { (operands.ldb, 1) } else { (1, operands.ldb) };
+                // SAFETY: the panel starts inside B (contract); the assertion above makes room for
+                // it.
+                unsafe {
+                    let stored = operands.b.add(j * col_stride + start * depth_stride);
+                    let all = Range { start: 0, end: block };
+                    pack::<K>(
+                        layout,
+                        Range { start: 0, end: 1 },
+                        all,
+                        (stored, operands.ldb, along_depth),
+                        local,
+                    );
+                }
+                for i in (rows.start..rows.end).step_by(panels.rows) {
+                    multiply(i, j, (local, panels.cols));
+                }
+                finish(rows, Range { start: j, end });
+            }
+        } else {
+            for i in (rows.start..rows.end).step_by(panels.rows) {
+                for j in (cols.start..cols.end).step_by(panel_cols) {
+                    // SAFETY: (start, j) lies inside B as stored or packed (contract).
+                    let panel = unsafe { b.at.add(j * b.start + start * b.depth) };
+                    multiply(i, j, (panel, b.depth));
+                }
+                finish(Range { start: i, end: rows.end.min(i + panels.rows) }, cols);
             }
         }
         if last {
@@ -208,3 +313,20 @@ pub(super) unsafe fn tile<K: Kernel>(
         start += block;
     }
 }
+
+/// Where panels of an operand lie: the one of row (column) i and depth p at `at[i * start + p *
+/// depth]`.
+#[derive(Clone, Copy)]
+struct Operand {
+    at: *const f32,
+    start: usize,
+    /// Distance between rows inside a panel of A.
+    row: usize,
+    depth: usize,
+}
+
+/// Elements of the buffer for one block of one panel of B: 32 KiB.
+const LOCAL: usize = 1 << 13;
+
+#[repr(align(64))]
+struct Local([MaybeUninit<f32>; LOCAL]);

@@ -1,16 +1,22 @@
-//! The CPU matrix engine: C\[m, n\] (+)= op(A)\[m, k\] · op(B)\[k, n\], all f32, row-major with explicit row strides.
+//! The CPU matrix engine: C\[m, n\] (+)= op(A)\[m, k\] · op(B)\[k, n\], all f32, row-major with
+//! explicit row strides.
 //!
-//! A [`Plan`] does not start threads. It says into how many independent chunks each of three phases falls, and runs one chunk when it is
-//! told to; whoever owns the threads puts a barrier between the phases:
-//! 1. `pack`: operands are brought into panels in shared scratch memory, once for all tiles (no chunks when nothing is packed);
-//! 2. `tile`: each chunk computes one block of C, or, when K is split, one block of a partial sum in scratch;
+//! A [`Plan`] does not start threads. It says into how many independent chunks each of three phases
+//! falls, and runs one chunk when it is told to; whoever owns the threads puts a barrier between
+//! the phases:
+//! 1. `pack`: operands are brought into panels in shared scratch memory, once for all tiles (no
+//!    chunks when nothing is packed);
+//! 2. `tile`: each chunk computes one block of C, or, when K is split, one block of a partial sum
+//!    in scratch;
 //! 3. `reduce`: sums the partial products in order (no chunks unless K is split).
 //!
-//! The number of chunks and the order of every sum depend on the shapes and the instruction set alone, never on threads, timing or cache
-//! sizes: a plan gives the same bits however its chunks are distributed.
-//! The [`Epilogue`] sees every element of C exactly once, when it is final and still in cache.
+//! The number of chunks and the order of every sum depend on the shapes and the instruction set
+//! alone, never on threads, timing or cache sizes: a plan gives the same bits however its chunks
+//! are distributed. The [`Epilogue`] sees every element of C exactly once, when it is final and
+//! still in cache.
 //!
-//! Method: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008; the loops are in `driver.rs`.
+//! Method: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS
+//! 34(3), 2008; the loops are in `driver.rs`.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -20,14 +26,14 @@ mod avx512;
 mod blocking;
 mod driver;
 mod portable;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod probe;
 #[cfg(test)]
 mod tests;
 
 use crate::device::cpu::Isa;
 use blocking::{Grid, Range};
-use driver::{Kernel, Panels};
+use driver::{Kernel, Panels, SourceB};
 
 /// How an operand is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,12 +104,13 @@ impl Spec {
     }
 }
 
-/// How a packed operand lies in memory: panels of `width` rows of op(A) (columns of op(B)), each panel `depth` (= k) groups of `width`
-/// consecutive elements, panel after panel.
+/// How a packed operand lies in memory: panels of `width` rows of op(A) (columns of op(B)), each
+/// panel `depth` (= k) groups of `width` consecutive elements, panel after panel.
 ///
 /// Element (i, p) of op(A), or (p, i) of op(B), with i in `0..count` and p in `0..depth`, lies at
-/// `(i / width) * width * depth + p * width + i % width`, which is [`PackedLayout::index`]. The places of the last panel beyond `count`
-/// must be zero. The layout depends on `count`, `depth`, side and instruction set only, so that a weight packed once serves every batch size.
+/// `(i / width) * width * depth + p * width + i % width`, which is [`PackedLayout::index`]. The
+/// places of the last panel beyond `count` must be zero. The layout depends on `count`, `depth`,
+/// side and instruction set only, so that a weight packed once serves every batch size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PackedLayout {
     /// Rows of op(A), or columns of op(B), in a panel; at least 1.
@@ -157,19 +164,22 @@ impl Block {
     /// Row `i` of the block (row `self.row + i` of C), its `cols` elements.
     ///
     /// # Safety
-    /// The block came from a plan that is calling an epilogue right now, and no other reference to this row is alive.
+    /// The block came from a plan that is calling an epilogue right now, and no other reference to
+    /// this row is alive.
     ///
     /// # Panics
     /// When `i` is not below `rows`.
     pub unsafe fn row_mut<'a>(&self, i: usize) -> &'a mut [f32] {
         assert!(i < self.rows, "row {i} of a block of {}", self.rows);
-        // SAFETY: the assert above keeps the row inside the block, whose elements this call may write (contract of the plan's caller).
+        // SAFETY: the assert above keeps the row inside the block, whose elements this call may
+        // write (contract of the plan's caller).
         unsafe { std::slice::from_raw_parts_mut(self.c.add(i * self.ldc), self.cols) }
     }
 }
 
-/// Called once per finished block of C while it is in cache: bias, activation, mask, residual. Blocks do not overlap and cover C.
-/// Called from whichever thread runs the chunk; which blocks there are depends on the plan alone.
+/// Called once per finished block of C while it is in cache: bias, activation, mask, residual.
+/// Blocks do not overlap and cover C. Called from whichever thread runs the chunk; which blocks
+/// there are depends on the plan alone.
 pub type Epilogue<'a> = Option<&'a (dyn Fn(Block) + Sync)>;
 
 /// Addresses of one product. For an operand that arrives packed, the row stride is not used.
@@ -187,11 +197,13 @@ pub struct Operands {
     pub c: *mut f32,
     /// Distance between rows of C in elements.
     pub ldc: usize,
-    /// [`Plan::scratch_len`] elements, shared by all chunks; may dangle when that is 0. Aligned to 64 bytes for speed, not for soundness.
+    /// [`Plan::scratch_len`] elements, shared by all chunks; may dangle when that is 0. Aligned to
+    /// 64 bytes for speed, not for soundness.
     pub scratch: *mut f32,
 }
 
-// SAFETY: addresses only; every access through them is an unsafe method whose contract covers threads.
+// SAFETY: addresses only; every access through them is an unsafe method whose contract covers
+// threads.
 unsafe impl Send for Operands {}
 // SAFETY: as above.
 unsafe impl Sync for Operands {}
@@ -206,7 +218,8 @@ enum Engine {
     Avx512,
 }
 
-/// Evaluates an expression with `K` bound to the kernel of an engine, or another one for the engine that has none.
+/// Evaluates an expression with `K` bound to the kernel of an engine, or another one for the engine
+/// that has none.
 macro_rules! with_kernel {
     ($engine:expr, $K:ident => $body:expr, else $other:expr) => {
         match $engine {
@@ -239,8 +252,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a product. `packed_a`, `packed_b`: that operand arrives in the layout of [`Plan::packed_a`], [`Plan::packed_b`];
-    /// its `Transpose` is then of no consequence.
+    /// Plans a product. `packed_a`, `packed_b`: that operand arrives in the layout of
+    /// [`Plan::packed_a`], [`Plan::packed_b`]; its `Transpose` is then of no consequence.
     ///
     /// # Panics
     /// When this machine lacks the instruction set.
@@ -248,8 +261,9 @@ impl Plan {
         Plan::with_most_tiles(isa, spec, packed_a, packed_b, usize::MAX)
     }
 
-    /// Plans a product as a single chunk whatever its size (no pack or reduce phase), for callers that have many products to distribute,
-    /// such as the heads of attention. Needs scratch of its own for each product that runs at the same time.
+    /// Plans a product as a single chunk whatever its size (no pack or reduce phase), for callers
+    /// that have many products to distribute, such as the heads of attention. Needs scratch of its
+    /// own for each product that runs at the same time.
     ///
     /// # Panics
     /// When this machine lacks the instruction set.
@@ -266,8 +280,9 @@ impl Plan {
             Isa::Avx512 => Engine::Avx512,
             _ => Engine::MatrixMultiply,
         };
+        let single = most == 1 || blocking::wanted_chunks(&spec) == 1;
         let (panels, unit) = with_kernel!(engine, K => {
-            let panels = Panels::new::<K>(&spec, packed_a, packed_b);
+            let panels = Panels::new::<K>(&spec, packed_a, packed_b, single);
             (panels, panels.unit::<K>())
         }, else (portable::panels(&spec), portable::UNIT));
         let grid = Grid::new(&spec, unit, most);
@@ -277,8 +292,10 @@ impl Plan {
                 true => blocking::pack_chunks(&layout),
                 false => 0,
             };
-            plan.pack_chunks =
-                [chunks(panels.pack_a, plan.packed_a()), chunks(panels.pack_b, plan.packed_b())];
+            plan.pack_chunks = [
+                chunks(panels.pack_a, plan.packed_a()),
+                chunks(panels.b == SourceB::Scratch, plan.packed_b()),
+            ];
         }
         plan
     }
@@ -305,7 +322,8 @@ impl Plan {
         PackedLayout { width: self.panels.cols, count: n, depth: k }
     }
 
-    /// f32 elements of scratch that the chunks share: packed operands and, when K is split, partial sums.
+    /// f32 elements of scratch that the chunks share: packed operands and, when K is split, partial
+    /// sums.
     pub fn scratch_len(&self) -> usize {
         self.partial_at() + self.partial_len()
     }
@@ -317,7 +335,7 @@ impl Plan {
 
     /// Where the partial sums start in scratch.
     fn partial_at(&self) -> usize {
-        let b = if self.panels.pack_b { self.packed_b().len() } else { 0 };
+        let b = if self.panels.b == SourceB::Scratch { self.packed_b().len() } else { 0 };
         self.packed_b_at() + b.next_multiple_of(ALIGNMENT)
     }
 
@@ -344,11 +362,14 @@ impl Plan {
     /// Phase 1: packs the part `chunk` of the operands into scratch.
     ///
     /// # Safety
-    /// - `operands.a` and `.b` are readable as [`Spec::a_shape`] and [`Spec::b_shape`] say with their row strides (or as the packed layout
-    ///   says), `.c` is readable and writable as m x n with `ldc >= n`, `.scratch` holds [`Plan::scratch_len`] elements; neither C nor scratch
+    /// - `operands.a` and `.b` are readable as [`Spec::a_shape`] and [`Spec::b_shape`] say with
+    ///   their row strides (or as the packed layout says), `.c` is readable and writable as m x n
+    ///   with `ldc >= n`, `.scratch` holds [`Plan::scratch_len`] elements; neither C nor scratch
     ///   overlaps anything else.
-    /// - During a phase nobody else writes to any of them but other chunks of the same phase, each chunk run at most once.
-    /// - All chunks of a phase are complete, and visible to this thread, before a chunk of the next phase starts; all phases are run in order.
+    /// - During a phase nobody else writes to any of them but other chunks of the same phase, each
+    ///   chunk run at most once.
+    /// - All chunks of a phase are complete, and visible to this thread, before a chunk of the next
+    ///   phase starts; all phases are run in order.
     ///
     /// # Panics
     /// When `chunk` is not below [`Plan::pack_chunks`].
@@ -373,7 +394,8 @@ impl Plan {
         let layout = self.packed_a();
         let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
         let stored = (operands.a, operands.lda, self.spec.a == Transpose::No);
-        // SAFETY: the part lies inside the layout, whose place in scratch is the start (`packed_b_at`).
+        // SAFETY: the part lies inside the layout, whose place in scratch is the start
+        // (`packed_b_at`).
         with_kernel!(self.engine, K => unsafe {
             driver::pack::<K>(layout, panels, depth, stored, operands.scratch);
         }, else ());
@@ -394,7 +416,8 @@ impl Plan {
         }, else ());
     }
 
-    /// Phase 2: computes block `chunk` of C and applies the epilogue to it; when K is split, one block of a partial sum without the epilogue.
+    /// Phase 2: computes block `chunk` of C and applies the epilogue to it; when K is split, one
+    /// block of a partial sum without the epilogue.
     ///
     /// # Safety
     /// As for [`Plan::pack`]; the pack phase is complete.
@@ -411,23 +434,27 @@ impl Plan {
         } else {
             (*operands, self.spec.accumulate, epilogue)
         };
-        // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`). What is packed and was not in phase 1 is packed
-        // here, and then this is the only tile.
+        // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`). What is
+        // packed and was not in phase 1 is packed here, and then this is the only tile.
         with_kernel!(self.engine, K => unsafe {
             if self.panels.pack_a && self.pack_chunks[0] == 0 {
                 self.pack_a(0, 1, operands);
             }
-            if self.panels.pack_b && self.pack_chunks[1] == 0 {
+            if self.panels.b == SourceB::Scratch && self.pack_chunks[1] == 0 {
                 self.pack_b(0, 1, operands);
             }
-            driver::tile::<K>(self, &target, (tile.rows, tile.cols, tile.depth), accumulate, epilogue);
-        }, else unsafe {
+            let ranges = (tile.rows, tile.cols, tile.depth);
+            driver::tile::<K>(self, &target, ranges, accumulate, epilogue);
+        }, else
+        // SAFETY: as above.
+        unsafe {
             portable::tile(self, &target, &tile.rows, &tile.cols, &tile.depth, accumulate);
             self.finish(&target, &tile.rows, &tile.cols, epilogue);
         });
     }
 
-    /// Phase 3: sums the partial products of some rows of C in order, and applies the epilogue to them.
+    /// Phase 3: sums the partial products of some rows of C in order, and applies the epilogue to
+    /// them.
     ///
     /// # Safety
     /// As for [`Plan::pack`]; the tile phase is complete.
@@ -437,7 +464,8 @@ impl Plan {
     pub unsafe fn reduce(&self, chunk: usize, operands: &Operands, epilogue: Epilogue<'_>) {
         let Spec { m, n, .. } = self.spec;
         let rows = self.grid.reduce_rows(chunk, m);
-        // SAFETY: scratch ends with parts x m x n partial sums (`scratch_len`), C has m rows of n elements (contract).
+        // SAFETY: scratch ends with parts x m x n partial sums (`scratch_len`), C has m rows of n
+        // elements (contract).
         unsafe {
             let partial = operands.scratch.add(self.partial_at());
             for i in rows.start..rows.end {
@@ -506,10 +534,12 @@ pub struct ViewMut<'a> {
     pub stride: usize,
 }
 
-/// Computes a product on this thread; allocates scratch. For tests and measurements: training holds a [`Plan`].
+/// Computes a product on this thread; allocates scratch. For tests and measurements: training holds
+/// a [`Plan`].
 ///
 /// # Panics
-/// When a slice is too short for its shape and stride, a stride is shorter than a row, or this machine lacks the instruction set.
+/// When a slice is too short for its shape and stride, a stride is shorter than a row, or this
+/// machine lacks the instruction set.
 pub fn gemm(
     isa: Isa,
     spec: Spec,
@@ -533,7 +563,8 @@ pub fn gemm(
         ldc: c.stride,
         scratch: scratch[skip..].as_mut_ptr(),
     };
-    // SAFETY: the checks above hold the lengths; the borrows keep others away; scratch has `scratch_len` elements after `skip`.
+    // SAFETY: the checks above hold the lengths; the borrows keep others away; scratch has
+    // `scratch_len` elements after `skip`.
     unsafe { plan.run(&operands, epilogue) }
 }
 

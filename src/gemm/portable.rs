@@ -1,16 +1,17 @@
-//! The engine of every machine: the crate `matrixmultiply`, single-threaded, once per tile. It packs for itself.
+//! The engine of every machine: the crate `matrixmultiply`, single-threaded, once per tile. It
+//! packs for itself.
 
 use super::blocking::{Range, Unit};
-use super::driver::Panels;
+use super::driver::{Panels, SourceB};
 use super::{Operands, Plan, Spec, Transpose};
 
 /// Tiles large enough that packing inside `matrixmultiply` stays small beside the product.
 pub(super) const UNIT: Unit =
-    Unit { rows: 16, cols: 32, depth: 256, most_rows: 128, most_cols: 512 };
+    Unit { rows: 16, cols: 32, depth: 256, most_rows: 128, most_cols: 512, cols_first: false };
 
 /// One panel for each operand that arrives packed; nothing is packed here.
 pub(super) fn panels(spec: &Spec) -> Panels {
-    Panels { rows: spec.m.max(1), cols: spec.n.max(1), pack_a: false, pack_b: false }
+    Panels { rows: spec.m.max(1), cols: spec.n.max(1), pack_a: false, b: SourceB::InPlace }
 }
 
 /// C[rows, cols] (+)= op(A)[rows, depth] · op(B)[depth, cols].
