@@ -1,5 +1,5 @@
 //! `dz = dy act'(z)` and `db = sum of dz over its rows`, in one pass: what comes back through the
-//! activation of [`super::linear`]. f32.
+//! activation of [`mod@super::linear`]. f32.
 //!
 //! Shapes: `dy`, `dz` and `saved` are \[.., n\] of rank 1 or more, `db` is \[n\]; any extent may be 0,
 //! and the sum of nothing is 0. `saved` is `z` for GELU and SiLU, and `y = act(z)` for ReLU and tanh,
@@ -9,7 +9,7 @@
 //! is summed in a fixed order, in blocks.
 //!
 //! Gradients: both outputs are linear in `dy`, and that gradient is this operation again; the one of
-//! `saved` is that of [`super::unary_gradient`], which does the same for one tensor without a sum.
+//! `saved` is that of [`mod@super::unary_gradient`], which does the same for one tensor without a sum.
 
 mod cpu;
 mod naive;

@@ -5,7 +5,7 @@
 //! output, `z = x W + b`, which the gradient reads; it is computed only if somebody does. ReLU and tanh
 //! take their derivative from `y`. NaN and infinity go where IEEE arithmetic takes them (ReLU keeps
 //! NaN).
-//! Error: that of the sum of `in` products (see [`super::matmul`]), one rounding for the bias, and a
+//! Error: that of the sum of `in` products (see [`mod@super::matmul`]), one rounding for the bias, and a
 //! few units in the last place of the activation.
 //! Sources: GELU, D. Hendrycks and K. Gimpel, arXiv 1606.08415 (with the error function, not the
 //! tanh form); SiLU, S. Elfwing et al., arXiv 1702.03118.
