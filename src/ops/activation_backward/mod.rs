@@ -1,5 +1,5 @@
 //! `dz = dy act'(z)` and `db = sum of dz over its rows`, in one pass: what comes back through the
-//! activation of [`super::linear`]. f32.
+//! activation of [`mod@super::linear`]. f32.
 //!
 //! Shapes: `dy`, `dz` and `saved` are \[.., n\] of rank 1 or more, `db` is \[n\]; any extent may be 0,
 //! and the sum of nothing is 0. `saved` is `z` for GELU and SiLU, and `y = act(z)` for ReLU and tanh,
@@ -8,20 +8,21 @@
 //! Error: a few units in the last place in `dz` (for GELU and SiLU, of the larger of `dz` and `dy`); `db`
 //! is summed in a fixed order, in blocks.
 //!
-//! Gradients: both outputs are linear in `dy`, and their gradient is this operation again; that of
-//! `saved` needs the second derivative, which is there for ReLU (zero) and tanh.
+//! Gradients: both outputs are linear in `dy`, and that gradient is this operation again; the one of
+//! `saved` is that of [`mod@super::unary_gradient`], which does the same for one tensor without a sum.
 
 mod cpu;
 mod naive;
 
+use super::unary_gradient::{Kind, UnaryGradient};
 use super::{
     Activation, Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, add,
-    broadcast_to, mul, scale,
+    broadcast_to,
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
 use crate::error::{Error, Result};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use std::sync::Arc;
 
 /// The operation `activation_backward`.
@@ -47,6 +48,19 @@ pub fn activation_backward(
     Ok((outputs[0], outputs[1]))
 }
 
+impl ActivationBackward {
+    /// The function of which `dz` is the gradient.
+    fn kind(&self) -> Result<Kind> {
+        match self.activation {
+            Activation::None => Err(Error::operation(self.name(), "there is no activation")),
+            Activation::Relu => Ok(Kind::Relu),
+            Activation::Gelu => Ok(Kind::Gelu),
+            Activation::Tanh => Ok(Kind::Tanh),
+            Activation::Silu => Ok(Kind::Silu),
+        }
+    }
+}
+
 impl Operation for ActivationBackward {
     fn name(&self) -> &'static str {
         "activation_backward"
@@ -59,9 +73,7 @@ impl Operation for ActivationBackward {
             let problem = format!("takes two tensors [.., n] of one shape, not {dy} and {saved}");
             return Err(Error::operation(self.name(), problem));
         }
-        if self.activation == Activation::None {
-            return Err(Error::operation(self.name(), "there is no activation"));
-        }
+        self.kind()?;
         Ok(vec![dy.clone(), TensorType::f32([dy.shape.columns()])])
     }
 
@@ -89,25 +101,27 @@ impl Operation for ActivationBackward {
             rule.give(0, gradient)?;
         }
         if rule.needs(1) {
-            let gradient = match self.activation {
-                Activation::None | Activation::Relu => rule.tape.fill(shape, 0.0),
-                Activation::Tanh => {
-                    let product = mul(rule.tape, upstream, dy)?;
-                    let product = mul(rule.tape, product, saved)?;
-                    scale(rule.tape, product, -2.0)?
-                }
-                Activation::Gelu | Activation::Silu => {
-                    let problem = format!("the second derivative of {} is not there", self.activation);
-                    return Err(Error::gradient(self.name(), problem));
-                }
-            };
-            rule.give(1, gradient)?;
+            // dz alone is `unary_gradient`, which knows its derivative.
+            let alone = UnaryGradient { kind: self.kind()? };
+            let (inputs, upstream) = ([saved, dy], [Some(upstream)]);
+            let outputs = &rule.outputs[..1];
+            let needs = [true, false];
+            let mut of_saved =
+                Rule::new(&mut *rule.tape, self.name(), &inputs, outputs, &upstream, &needs);
+            alone.gradient(&mut of_saved)?;
+            if let Some(gradient) = of_saved.finish()?[0] {
+                rule.give(1, gradient)?;
+            }
         }
         Ok(())
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {
-        Cost::of(site.inputs[0].elements() as f64 * (self.activation.flops() + 2.0), site)
+        let elements = site.inputs[0].elements() as f64;
+        let sum = if site.used[1] { elements } else { 0.0 };
+        let alone =
+            self.kind().map_or(0.0, |kind| UnaryGradient { kind }.cost(site).flops);
+        Cost::of(alone + sum, site)
     }
 }
 
@@ -116,13 +130,12 @@ fn case(shape: &[usize], activation: Activation) -> Case {
     let op = ActivationBackward { activation };
     let case = Case::new(format!("{activation}_{shape:?}"), op, Tolerance::Accumulation(rows));
     let uniform = Fill::Uniform(-1.0, 1.0);
+    let case = case.input(shape, uniform);
     match activation {
-        // Nothing is differentiated with respect to what ReLU tests.
-        Activation::Gelu | Activation::Silu | Activation::Relu => {
-            let wide = Fill::Uniform(-4.0, 4.0);
-            case.input(shape, uniform).fixed(shape, crate::tensor::DType::F32, wide)
-        }
-        Activation::Tanh | Activation::None => case.input(shape, uniform).input(shape, uniform),
+        // Differences could meet the kink.
+        Activation::Relu => case.fixed(shape, DType::F32, uniform),
+        _ if activation.needs_argument() => case.input(shape, Fill::Uniform(-4.0, 4.0)),
+        _ => case.input(shape, uniform),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::Activation;
 use crate::device::cpu::Launch;
-use crate::device::cpu::simd::{Kernel, Simd, dispatch, math, update_many, update1, update2};
+use crate::device::cpu::simd::{Kernel, Simd, dispatch, math};
 use crate::gemm::Block;
 use crate::ops::Site;
 use crate::ops::matmul::Products;
@@ -45,41 +45,39 @@ impl Kernel for Finishing<'_> {
     }
 }
 
+/// Vector by vector of the columns, so that each vector of the bias is loaded once; the rows of a
+/// block are few.
 #[inline(always)]
 fn rows<S: Simd>(s: S, this: Finishing<'_>, f: impl Fn(S, S::F32) -> S::F32) {
     let Finishing { around, block, n, .. } = this;
     let bias = around.bias.map(|bias| &bias[block.col..][..block.cols]);
-    for i in 0..block.rows {
-        // SAFETY: the plan calls this as its epilogue, and no other row is borrowed.
-        let y = unsafe { block.row_mut(i) };
-        if around.second.is_null() {
-            match bias {
-                None => update1(s, y, #[inline(always)] |s, z| f(s, z)),
-                Some(bias) => {
-                    update2(s, y, bias, #[inline(always)] |s, z, b| f(s, s.add(z, b)));
+    for j in (0..block.cols).step_by(S::LANES) {
+        let width = S::LANES.min(block.cols - j);
+        let b = bias.map_or(s.zero(), |bias| s.load_slice(&bias[j..]));
+        for i in 0..block.rows {
+            // SAFETY: the plan calls this as its epilogue: the block is ours to read and write,
+            // i < rows and j + width <= cols. The second output is null, or as long as C
+            // (`Job::finishing` asserts it), whose rows have n elements; blocks do not overlap, so
+            // no other chunk touches these elements of it.
+            unsafe {
+                let y = block.c.add(i * block.ldc + j);
+                let z = match around.second {
+                    second if second.is_null() => None,
+                    second => Some(second.add((block.row + i) * n + block.col + j)),
+                };
+                if width == S::LANES {
+                    let value = s.add(s.load(y), b);
+                    s.store(y, f(s, value));
+                    if let Some(z) = z {
+                        s.store(z, value);
+                    }
+                } else {
+                    let value = s.add(s.load_partial(y, width, 0.0), b);
+                    s.store_partial(y, width, f(s, value));
+                    if let Some(z) = z {
+                        s.store_partial(z, width, value);
+                    }
                 }
-            }
-        } else {
-            // SAFETY: the second output is as long as C (`Job::finishing` asserts it), whose rows
-            // have n elements; blocks do not overlap, so no other chunk has these elements.
-            let z = unsafe {
-                let start = around.second.add((block.row + i) * n + block.col);
-                std::slice::from_raw_parts_mut(start, block.cols)
-            };
-            match bias {
-                None => {
-                    update_many(s, [y, z], [], #[inline(always)] |s, [z, _], []| [f(s, z), z]);
-                }
-                Some(bias) => update_many(
-                    s,
-                    [y, z],
-                    [bias],
-                    #[inline(always)]
-                    |s, [z, _], [b]| {
-                        let z = s.add(z, b);
-                        [f(s, z), z]
-                    },
-                ),
             }
         }
     }

@@ -5,7 +5,7 @@
 //! output, `z = x W + b`, which the gradient reads; it is computed only if somebody does. ReLU and tanh
 //! take their derivative from `y`. NaN and infinity go where IEEE arithmetic takes them (ReLU keeps
 //! NaN).
-//! Error: that of the sum of `in` products (see [`super::matmul`]), one rounding for the bias, and a
+//! Error: that of the sum of `in` products (see [`mod@super::matmul`]), one rounding for the bias, and a
 //! few units in the last place of the activation.
 //! Sources: GELU, D. Hendrycks and K. Gimpel, arXiv 1606.08415 (with the error function, not the
 //! tanh form); SiLU, S. Elfwing et al., arXiv 1702.03118.
@@ -19,6 +19,7 @@ mod naive;
 pub(super) use naive::derivative;
 
 use super::matmul::{Products, as_matrix};
+use super::unary::{Kind, Unary};
 use super::{
     Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, activation_backward,
     add, matmul, reshape, sum,
@@ -53,13 +54,16 @@ impl Activation {
         matches!(self, Activation::Gelu | Activation::Silu)
     }
 
-    /// Rough FLOPs of one value, and of one derivative.
-    pub(super) fn flops(self) -> f64 {
-        match self {
-            Activation::None => 0.0,
-            Activation::Relu => 1.0,
-            Activation::Gelu | Activation::Tanh | Activation::Silu => 20.0,
-        }
+    /// The operation that applies it to each element; `None` for the identity.
+    fn unary(self) -> Option<Unary> {
+        let kind = match self {
+            Activation::None => return None,
+            Activation::Relu => Kind::Relu,
+            Activation::Gelu => Kind::Gelu,
+            Activation::Tanh => Kind::Tanh,
+            Activation::Silu => Kind::Silu,
+        };
+        Some(Unary { kind })
     }
 }
 
@@ -181,8 +185,12 @@ impl Operation for Linear {
     fn cost(&self, site: &Site<'_>) -> Cost {
         let Spec { m, n, k, .. } = products(&site.inputs[0], &site.inputs[1]).spec;
         let bias = (site.inputs.len() - 2) as f64;
-        let each = 2.0 * k as f64 + bias + self.activation.flops();
-        Cost::of(m as f64 * n as f64 * each, site)
+        let z = Site { inputs: &site.outputs[..1], ..*site };
+        let activation = match self.activation.unary() {
+            Some(unary) if site.used[0] => unary.cost(&z).flops,
+            _ => 0.0,
+        };
+        Cost::of(m as f64 * n as f64 * (2.0 * k as f64 + bias) + activation, site)
     }
 }
 
