@@ -5,6 +5,10 @@ use twoclocks::device::cpu::{Cpu, Isa};
 use twoclocks::ops::{softmax_cross_entropy, softmax_cross_entropy_soft};
 use twoclocks::{Device, Store, Tape, TensorType, Var};
 
+fn each_isa_and<const N: usize>(sizes: [usize; N]) -> impl Iterator<Item = (Isa, usize)> {
+    Isa::available().into_iter().flat_map(move |isa| sizes.map(|size| (isa, size)))
+}
+
 /// What the kernel gives for rows of logits.
 struct Found {
     loss: f32,
@@ -111,33 +115,33 @@ fn one_hot_distributions_are_labels() {
 
 #[test]
 fn bad_labels_and_logits_give_nan_in_their_row_and_in_the_loss() {
-    const CLASSES: usize = 10;
-    for isa in Isa::available() {
+    // Transposed, buffered, and kept in place.
+    for (isa, classes) in each_isa_and([10, 65, 2500]) {
         for smoothing in [0.0, 0.1] {
-            let good: Vec<f32> = (0..4 * CLASSES).map(|i| (i % 7) as f32).collect();
+            let good: Vec<f32> = (0..4 * classes).map(|i| (i % 7) as f32).collect();
             let labels = [1u32, 2, 3, 4];
             let check = |what: &str, logits: &[f32], labels: &[u32]| {
-                let found = run(isa, CLASSES, logits, Targets::Labels(labels, smoothing));
+                let found = run(isa, classes, logits, Targets::Labels(labels, smoothing));
                 assert!(found.loss.is_nan(), "{isa} {what}: the loss is {}", found.loss);
                 assert!(found.statistics[0].is_nan() && found.statistics[1].is_nan(), "{what}");
                 for r in 0..4 {
-                    let row = &found.dlogits[r * CLASSES..][..CLASSES];
+                    let row = &found.dlogits[r * classes..][..classes];
                     let bad = r == 2;
                     assert!(row.iter().all(|g| g.is_nan() == bad), "{isa} {what} {r}: {row:?}");
                     assert_eq!(found.per_row[r].is_nan(), bad, "{isa} {what}");
                 }
             };
-            check("label 10", &good, &[1, 2, 10, 4]);
+            check("no such label", &good, &[1, 2, classes as u32, 4]);
             check("label -1", &good, &[1, 2, u32::MAX, 4]);
             for (place, value) in
                 [(3, f32::NAN), (5, f32::NAN), (3, f32::INFINITY), (9, f32::INFINITY)]
             {
                 let mut logits = good.clone();
-                logits[2 * CLASSES + place] = value;
+                logits[2 * classes + place] = value;
                 check(&format!("{value} at {place}"), &logits, &labels);
             }
             let mut logits = good.clone();
-            logits[2 * CLASSES..3 * CLASSES].fill(f32::NEG_INFINITY);
+            logits[2 * classes..3 * classes].fill(f32::NEG_INFINITY);
             check("all -inf", &logits, &labels);
         }
     }
@@ -147,7 +151,9 @@ fn bad_labels_and_logits_give_nan_in_their_row_and_in_the_loss() {
 #[test]
 fn logits_of_negative_infinity_have_no_part() {
     for isa in Isa::available() {
-        for (classes, masked) in [(10, 0..9), (10, 4..10), (5000, 0..4000), (5000, 100..5000)] {
+        for (classes, masked) in
+            [(10, 0..9), (10, 4..10), (65, 0..64), (65, 1..50), (5000, 0..4000), (5000, 100..5000)]
+        {
             let mut logits = vec![-1000.0f32; classes];
             logits[masked.clone()].fill(f32::NEG_INFINITY);
             let left: Vec<usize> = (0..classes).filter(|j| !masked.contains(j)).collect();
@@ -171,9 +177,10 @@ fn logits_of_negative_infinity_have_no_part() {
 /// Equal logits: the first is the argmax, so that a constant model has the accuracy of class 0.
 #[test]
 fn of_equal_logits_the_first_is_right() {
-    for isa in Isa::available() {
+    for (isa, classes) in each_isa_and([10, 65]) {
         let labels: Vec<u32> = (0..40).map(|r| r % 10).collect();
-        let found = run(isa, 10, &[0.5; 400], Targets::Labels(&labels, 0.0));
+        let logits = vec![0.5; 40 * classes];
+        let found = run(isa, classes, &logits, Targets::Labels(&labels, 0.0));
         assert_eq!(found.statistics, [0.0, 0.0, 4.0, 0.5]);
     }
 }
@@ -287,6 +294,30 @@ fn outputs_do_not_depend_on_each_other() {
         for only in 0..4 {
             let alone = bits(std::array::from_fn(|i| i == only));
             assert_eq!(alone[only], all[only], "output {only} of {classes} classes");
+        }
+    }
+}
+
+/// An accuracy over labels that are no classes is no number; a row with NaN is not right.
+#[test]
+fn accuracy_counts_neither_nan_nor_bad_labels() {
+    let mut store = Store::new(&Device::cpu(1).expect("cpu"));
+    let good = store.upload("labels", &[0u32, 1, 2]);
+    let bad = store.upload("labels", &[0u32, 1, 3]);
+    let logits = [5.0, 1.0, 1.0, 9.0, f32::NAN, 1.0, 0.0, 2.0, 2.0];
+    for (region, want) in [(good, Some(1.0)), (bad, None)] {
+        let mut tape = Tape::new(&store);
+        let x = tape.input("x", [3, 3]).expect("input");
+        let labels = tape.persistent("labels", region, 0, [3]).expect("labels");
+        let right = twoclocks::ops::accuracy(&mut tape, x, labels).expect("recorded");
+        tape.output(right).expect("output");
+        let mut recording = tape.compile(&store).expect("compile");
+        recording.write(x, &logits).expect("write");
+        recording.replay(&mut store).expect("replay");
+        let found = recording.read(right).expect("read")[0];
+        match want {
+            Some(want) => assert_eq!(found, want),
+            None => assert!(found.is_nan(), "{found}"),
         }
     }
 }

@@ -3,7 +3,10 @@
 //! Rows go in groups of up to one vector's lanes: the exponentials of each row are computed along
 //! the classes, then the ends of the rows (logarithm, quotients) of all rows of the group at once,
 //! one row a lane, then the gradient is written. A group's exponentials stay in a stack buffer; those
-//! of rows too long for it are kept where the gradient goes.
+//! of rows too long for it are kept where the gradient goes. Rows of few classes are transposed
+//! instead: see `narrow.rs`.
+
+mod narrow;
 
 use super::Targets;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, dot, fold_many, math, sum};
@@ -164,6 +167,9 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) -> Sums {
         let classes = self.problem.classes;
+        if classes <= narrow::MOST {
+            return self.run_narrow(s);
+        }
         let count = self.logits.len() / classes;
         let padded = padded::<S>(classes);
         let buffered = padded <= BUFFER;

@@ -296,13 +296,13 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
         }
     }
     for (rows, classes) in
-        [(16, 7), (15, 8), (33, 15), (1, 17), (1301, 10), (2, 2048), (2, 2049), (7, 257), (1, 4096)]
+        [(16, 7), (15, 8), (33, 15), (1, 17), (17, 32), (18, 33), (1301, 10), (2, 2048), (2, 2049), (7, 257), (1, 4096)]
     {
         cases.push(labelled(rows, classes, 0.0, 4.0));
     }
     cases.push(labelled(40, 10, 0.0, 40.0));
     cases.push(labelled(2, 140_000, 0.0, 20.0));
-    for (rows, classes) in [(1, 1), (16, 10), (37, 17), (600, 31), (3, 2500)] {
+    for (rows, classes) in [(1, 1), (16, 10), (37, 17), (600, 31), (20, 33), (3, 2500)] {
         cases.push(soft(rows, classes));
     }
     cases
