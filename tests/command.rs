@@ -30,8 +30,8 @@ kind = "one_cycle"
 [train]
 batch = 16
 accumulate = 2
-epochs = 30
-checkpoint_seconds = 0.0
+epochs = 12
+checkpoint_seconds = 0.004
 review_share = 10.0
 "#;
 
@@ -105,13 +105,12 @@ fn a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits() {
     let scratch = Scratch::new("kill");
     let config = write(scratch.path(), "small.toml", CONFIG);
     let whole = scratch.path().join("whole");
-    let began = std::time::Instant::now();
     let output = train(&config, &whole);
-    let lasted = began.elapsed();
     assert!(output.status.success(), "{}", text(&output));
     let whole_run = std::fs::read_dir(&whole).expect("runs").next().expect("run").expect("entry");
     let want = tensors(&whole_run.path());
     let want_metrics = metrics(&whole_run.path());
+    let lines = want_metrics.len() as u64;
 
     let mut random = common::Random(u64::from(std::process::id()));
     let mut killed_midway = 0;
@@ -127,17 +126,24 @@ fn a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits() {
             .stderr(Stdio::null())
             .spawn()
             .expect("the command starts");
-        std::thread::sleep(Duration::from_secs_f64(lasted.as_secs_f64() * random.unit()));
+        // A random moment: so many lines of the journal, and then up to a few steps more.
+        let moment = random.below(lines * 9 / 10);
+        let run = loop {
+            let run = std::fs::read_dir(&out).ok().and_then(|mut all| all.next());
+            if let Some(Ok(run)) = run
+                && std::fs::read_to_string(run.path().join("metrics.jsonl"))
+                    .is_ok_and(|text| text.lines().count() as u64 >= moment)
+                && run.path().join("config.toml").is_file()
+            {
+                break run.path();
+            }
+            assert!(child.try_wait().expect("waited").is_none(), "it ended before it was killed");
+            std::thread::sleep(Duration::from_micros(200));
+        };
+        std::thread::sleep(Duration::from_secs_f64(0.002 * random.unit()));
         // On Unix this is SIGKILL: nothing of the program runs any more.
         child.kill().expect("killed");
         let ended = child.wait().expect("waited");
-        let Some(run) = std::fs::read_dir(&out).ok().and_then(|mut all| all.next()) else {
-            continue; // Killed before it had a folder.
-        };
-        let run = run.expect("entry").path();
-        if !run.join("config.toml").is_file() {
-            continue;
-        }
         killed_midway += u32::from(!ended.success());
         let resumed = twoclocks()
             .args(["train", "--json", "--quiet", "--resume"])
@@ -148,7 +154,7 @@ fn a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits() {
         assert!(tensors(&run) == want, "try {number}: the weights differ");
         assert_eq!(metrics(&run), want_metrics, "try {number}: the journal differs");
     }
-    assert!(killed_midway >= TRIES as u32 / 2, "only {killed_midway} were killed while they ran");
+    assert!(killed_midway >= TRIES as u32 - 2, "only {killed_midway} were killed while they ran");
 }
 
 /// Steps, losses and accuracies of a journal: all but the clocks.
@@ -179,7 +185,7 @@ fn metrics(run: &Path) -> Vec<String> {
 fn an_interrupt_ends_cleanly_and_the_run_goes_on_later() {
     let scratch = Scratch::new("interrupt");
     let config =
-        write(scratch.path(), "small.toml", CONFIG.replace("epochs = 30", "epochs = 3000"));
+        write(scratch.path(), "small.toml", CONFIG.replace("epochs = 12", "epochs = 100000"));
     let child = twoclocks()
         .arg("train")
         .arg(&config)
@@ -271,7 +277,7 @@ fn a_bad_configuration_names_file_line_and_layer() {
 #[test]
 fn damaged_and_foreign_runs_are_refused_and_left_alone() {
     let scratch = Scratch::new("damaged");
-    let config = write(scratch.path(), "small.toml", CONFIG.replace("epochs = 30", "epochs = 2"));
+    let config = write(scratch.path(), "small.toml", CONFIG.replace("epochs = 12", "epochs = 2"));
     let out = scratch.path().join("runs");
     let output = train(&config, &out);
     assert!(output.status.success(), "{}", text(&output));
@@ -318,13 +324,15 @@ fn divergence_names_step_layer_and_checkpoint() {
     let wild = CONFIG
         .replace("kind = \"adamw\"", "kind = \"sgd\"")
         .replace("rate = 3e-3", "rate = 1e30")
+        .replace("checkpoint_seconds = 0.004", "checkpoint_seconds = 0.0")
         .replace("kind = \"one_cycle\"", "kind = \"constant\"");
     let config = write(scratch.path(), "wild.toml", wild);
     let out = scratch.path().join("runs");
     let output = train(&config, &out);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    for part in ["diverged at step", "linear", "checkpoint"] {
+    for part in ["diverged at step", "layer_norm2/layer_norm is NaN at index", "model.safetensors"]
+    {
         assert!(message.contains(part), "'{part}' is not in: {message}");
     }
     let lines = json_lines(&output);

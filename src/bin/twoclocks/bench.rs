@@ -89,7 +89,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     };
     let budget = Duration::from_secs_f64(args.seconds);
     if !args.common.json {
-        println!(
+        eprintln!(
             "{device:?}; peaks of this run: {}FLOP/s, cache {}B/s, memory {}B/s",
             output::quantity(peak.flops_per_s),
             output::quantity(peak.cache_bytes_per_s),
