@@ -232,7 +232,7 @@ impl Config {
             let problem = format!("{} is not a share above 0", self.train.review_share);
             return refuse("train.review_share", problem);
         }
-        if !(self.train.checkpoint_seconds >= 0.0) {
+        if self.train.checkpoint_seconds.is_nan() || self.train.checkpoint_seconds < 0.0 {
             let problem = format!("{} is not a time", self.train.checkpoint_seconds);
             return refuse("train.checkpoint_seconds", problem);
         }

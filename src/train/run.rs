@@ -167,7 +167,7 @@ fn trainer(config: &Config, data: &Split) -> Result<Trainer> {
         accumulate: config.train.accumulate,
         label_smoothing: config.train.label_smoothing,
         seed: config.seed,
-        optimizer: config.optimizer.clone(),
+        optimizer: config.optimizer,
         normalise: config.data.normalise.into(),
     };
     Trainer::new(&device, Box::new(model), parameters, data, options)
@@ -272,7 +272,7 @@ impl<'a> Runner<'a> {
 
     fn train(mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         observer.started(&self.describe()?);
-        let ended = self.to_the_end(observer, stop).and_then(|reason| {
+        let ended = self.run_steps(observer, stop).and_then(|reason| {
             self.checkpoint()?;
             Ok(reason)
         });
@@ -313,7 +313,7 @@ impl<'a> Runner<'a> {
         })
     }
 
-    fn to_the_end(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Reason> {
+    fn run_steps(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Reason> {
         let limits = self.config.train.clone();
         if let Some(reason) = self.ended_before(&limits) {
             return Ok(reason);

@@ -4,7 +4,7 @@ use super::simd::{Kernel, Simd, dispatch};
 use super::{Cpu, Isa, Memory};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Measured ceilings of all threads of a CPU together.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,18 +86,16 @@ impl Cpu {
     pub fn peak(&self) -> Peak {
         let (isa, threads) = (self.isa(), self.threads());
         let flops = (ROUNDS * CHAINS * lanes(isa) * 2 * threads) as f64;
-        let flops_per_s =
-            flops / self.best(5, |_| dispatch(isa, Multiply { start: black_box(0.5) }));
+        let flops_per_s = flops / self.best(|_| dispatch(isa, Multiply { start: black_box(0.5) }));
 
         let big = Memory::zeroed(256 << 20);
         let all: &[f32] = big.elements(0, big.len() / 4);
         let part = all.len() / threads;
-        let memory = self.best(3, |thread| {
-            dispatch(isa, Sum { values: &all[thread * part..(thread + 1) * part] })
-        });
+        let memory = self
+            .best(|thread| dispatch(isa, Sum { values: &all[thread * part..(thread + 1) * part] }));
         const SMALL: usize = 64 << 10;
         const REPEATS: usize = 400;
-        let cache = self.best(5, |thread| {
+        let cache = self.best(|thread| {
             let values = &all[thread * SMALL..(thread + 1) * SMALL];
             (0..REPEATS).map(|_| dispatch(isa, Sum { values: black_box(values) })).sum()
         });
@@ -108,10 +106,13 @@ impl Cpu {
         }
     }
 
-    /// Seconds of the fastest of `rounds` regions in which every thread does `work`.
-    fn best(&self, rounds: usize, work: impl Fn(usize) -> f32 + Sync) -> f64 {
+    /// Seconds of the fastest region in which every thread does `work`, of those that fit into a
+    /// while: threads that just woke, and neighbours on the machine, are slow for milliseconds.
+    fn best(&self, work: impl Fn(usize) -> f32 + Sync) -> f64 {
+        const WHILE: Duration = Duration::from_millis(60);
         let mut best = f64::INFINITY;
-        for _ in 0..=rounds {
+        let began = Instant::now();
+        while best.is_infinite() || began.elapsed() < WHILE {
             let sink = AtomicU64::new(0);
             let start = Instant::now();
             self.team().run(&|member| {
