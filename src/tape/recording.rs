@@ -287,7 +287,8 @@ impl Tape {
                 ports.insert(var, Port { span: span_of(var, false), is_input, name });
             }
         }
-        let program = Program::new(nodes, &stages, STORE + self.region_bytes.len());
+        let regions = STORE + self.region_bytes.len();
+        let program = Program::new(nodes, &stages, regions, cpu.threads());
         let arena = Memory::zeroed(memory.arena_bytes);
         Ok(Recording {
             store: self.store,

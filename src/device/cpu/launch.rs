@@ -10,6 +10,7 @@ use crate::device::control::Control;
 use crate::tensor::Element;
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// The kernel body of a phase, called once for each chunk.
 type Body = Box<dyn Fn(&Chunk<'_>) + Send + Sync>;
@@ -119,7 +120,7 @@ pub struct Chunk<'a> {
     pub(super) inputs: &'a [Span],
     pub(super) outputs: &'a [Span],
     pub(super) scratch: Span,
-    pub(super) bases: &'a [*mut u8],
+    pub(super) bases: &'a [AtomicPtr<u8>],
     pub(super) control: &'a Control,
     /// Bit i: output i was handed out; bit 31: the partials were.
     pub(super) taken: Cell<u32>,
@@ -145,7 +146,7 @@ impl<'a> Chunk<'a> {
     fn start<T: Element>(&self, span: &Span) -> *mut T {
         assert_eq!(span.dtype, T::DTYPE, "a kernel reads a tensor as another type than it has");
         // SAFETY: `Program` checks before a replay that every span lies within its region.
-        unsafe { self.bases[span.region].add(span.offset).cast::<T>() }
+        unsafe { self.bases[span.region].load(Ordering::Relaxed).add(span.offset).cast::<T>() }
     }
 
     /// All of input `i`.
@@ -240,6 +241,6 @@ impl<'a> Chunk<'a> {
 /// claiming it (about 50 ns), short against a step. `nanoseconds` is a rough cost of one row.
 /// A function of shapes alone.
 pub fn rows_per_chunk(nanoseconds: f64) -> usize {
-    const CHUNK_NANOSECONDS: f64 = 6000.0;
+    const CHUNK_NANOSECONDS: f64 = 2000.0;
     (CHUNK_NANOSECONDS / nanoseconds.max(0.01)).clamp(1.0, 1e9) as usize
 }

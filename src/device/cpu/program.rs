@@ -1,20 +1,22 @@
 //! A program: launches with their memory, ordered into stages that a team replays.
 //!
-//! A stage holds work that may run at the same time; between stages there is a barrier. Threads
-//! claim the units of a stage one after another. A unit is one chunk, or a sequence of small
-//! single-chunk phases that depend on each other and are not worth a barrier.
+//! A stage holds work that may run at the same time; between stages there is a barrier. A unit is
+//! one chunk, or a sequence of small single-chunk phases that depend on each other and are not
+//! worth a barrier. Every unit is at home on one thread, by its place alone, so that the same rows
+//! stay in the same core's cache from stage to stage and from replay to replay; a thread that is
+//! done with its own units claims those of others. Who runs a unit does not change its result.
 
 use super::launch::{Chunk, Launch};
 use super::memory::Memory;
-use super::team::Team;
+use super::team::{Team, Work};
 use crate::device::control::Control;
 use crate::tensor::DType;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Where a tensor lies: a region of memory, a place in it, and what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,32 +82,172 @@ enum Unit {
 
 /// A replayable program for the CPU.
 pub struct Program {
+    inner: Arc<Inner>,
+    /// Bytes that each region must have at least.
+    needed: Vec<usize>,
+    ticket: u32,
+}
+
+/// What the threads of a replay share. A thread may be late and look at it while another replay
+/// runs, or after the last one; it touches memory only while it holds a unit that it claimed with
+/// the ticket of the replay, and a replay does not end before every unit is done.
+struct Inner {
     nodes: Vec<Bound>,
     sequences: Vec<Task>,
     units: Vec<Unit>,
-    /// For each stage the end of its units.
-    stages: Vec<usize>,
-    /// For each stage the next unit to claim.
-    next: Vec<AtomicUsize>,
-    /// Bytes that each region must have at least.
-    needed: Vec<usize>,
-    bases: Bases,
+    threads: usize,
+    /// For each stage one queue a thread.
+    queues: Vec<Queue>,
+    stages: Vec<Stage>,
+    /// Number of the replay that runs, or ran last.
+    ticket: AtomicU32,
+    /// Start of each region, during a replay.
+    bases: Vec<AtomicPtr<u8>>,
+    /// The control block, during a replay.
+    control: AtomicPtr<Control>,
+    failed: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-struct Bases(Vec<*mut u8>);
-// SAFETY: the pointers are only followed during `replay`, which holds exclusive borrows of what
-// they point to; between replays they are never read.
-unsafe impl Send for Bases {}
-// SAFETY: as above; threads of a replay only copy the pointers.
-unsafe impl Sync for Bases {}
+/// How far a stage is.
+#[repr(align(64))]
+struct Stage {
+    units: usize,
+    done: AtomicUsize,
+}
+
+/// The units of one stage that are at home on one thread; on a cache line of its own, since its
+/// thread claims from it most of the time.
+#[repr(align(64))]
+struct Queue {
+    /// The replay's ticket in the upper half, the next unit to claim in the lower.
+    next: AtomicU64,
+    start: u32,
+    end: u32,
+}
+
+impl Queue {
+    fn open(&self, ticket: u32) {
+        let next = u64::from(ticket) << 32 | u64::from(self.start);
+        self.next.store(next, Ordering::Relaxed);
+    }
+
+    fn claim(&self, ticket: u32) -> Option<usize> {
+        let mut seen = self.next.load(Ordering::Relaxed);
+        loop {
+            let unit = seen as u32;
+            if (seen >> 32) as u32 != ticket || unit >= self.end {
+                return None;
+            }
+            match self.next.compare_exchange_weak(
+                seen,
+                seen + 1,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(unit as usize),
+                Err(now) => seen = now,
+            }
+        }
+    }
+}
+
+impl Stage {
+    /// Waits until all units are done, or the replay is no longer the one of `ticket`. Whoever has
+    /// the missing unit is running, or was interrupted and needs a processor.
+    fn wait(&self, current: &AtomicU32, ticket: u32) {
+        const SPINS: u32 = 4000;
+        const YIELDS: u32 = 200;
+        const SLEEP: Duration = Duration::from_micros(50);
+        let mut looks = 0;
+        while self.done.load(Ordering::Acquire) < self.units
+            && current.load(Ordering::Relaxed) == ticket
+        {
+            looks += 1;
+            if looks < SPINS {
+                std::hint::spin_loop();
+            } else if looks < SPINS + YIELDS {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(SLEEP);
+            }
+        }
+    }
+}
+
+impl Work for Inner {
+    fn help(&self, member: usize, ticket: u32) {
+        for (stage, queues) in self.stages.iter().zip(self.queues.chunks(self.threads)) {
+            let (others, own) = queues.split_at(member);
+            let mut finished = 0;
+            for queue in own.iter().chain(others) {
+                while let Some(unit) = queue.claim(ticket) {
+                    self.run_unit(self.units[unit]);
+                    finished += 1;
+                }
+            }
+            if finished > 0 {
+                stage.done.fetch_add(finished, Ordering::AcqRel);
+            }
+            stage.wait(&self.ticket, ticket);
+            if self.ticket.load(Ordering::Relaxed) != ticket {
+                return;
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn run_chunk(&self, task: Task, index: usize) {
+        let node = &self.nodes[task.node];
+        let phase = &node.launch.phases[task.phase];
+        // SAFETY: set by `replay` to a borrow that lives until all units are done; this thread
+        // holds one.
+        let control = unsafe { &*self.control.load(Ordering::Relaxed) };
+        (phase.body)(&Chunk {
+            index,
+            phase,
+            inputs: &node.inputs,
+            outputs: &node.outputs,
+            scratch: node.scratch,
+            bases: &self.bases,
+            control,
+            taken: Cell::new(0),
+        });
+    }
+
+    /// Runs a unit. After a kernel panicked, units are only counted: the others must not wait for
+    /// ever.
+    fn run_unit(&self, unit: Unit) {
+        if self.failed.load(Ordering::Relaxed) {
+            return;
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| match unit {
+            Unit::Chunk(task, chunk) => self.run_chunk(task, chunk),
+            Unit::Sequence(start, end) => {
+                for &task in &self.sequences[start..end] {
+                    if self.nodes[task.node].launch.phases[task.phase].chunks == 1 {
+                        self.run_chunk(task, 0);
+                    }
+                }
+            }
+        }));
+        if let Err(payload) = outcome {
+            self.failed.store(true, Ordering::Relaxed);
+            self.panic.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(payload);
+        }
+    }
+}
 
 impl Program {
-    /// Puts bound launches in the order of `stages`. `regions` is the number of memory regions.
+    /// Puts bound launches in the order of `stages`, for a team of `threads`. `regions` is the
+    /// number of memory regions.
     ///
     /// # Panics
     /// If items of one stage would write what another one of the same stage touches, if an item
     /// of several tasks has one with more than one chunk, or if a node's phases are out of order.
-    pub fn new(nodes: Vec<Bound>, stages: &[Vec<Item>], regions: usize) -> Program {
+    pub fn new(nodes: Vec<Bound>, stages: &[Vec<Item>], regions: usize, threads: usize) -> Program {
+        assert!(threads > 0, "a team has at least one thread");
         check(&nodes, stages);
         let mut needed = vec![0; regions];
         for node in &nodes {
@@ -114,121 +256,117 @@ impl Program {
                 needed[span.region] = needed[span.region].max(span.offset + span.bytes());
             }
         }
-        let (mut units, mut ends, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut units, mut queues, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+        let mut counts = Vec::new();
         for stage in stages {
+            let mut homes: Vec<Vec<Unit>> = vec![Vec::new(); threads];
+            let mut singles = 0;
             for item in stage {
-                match item[..] {
-                    [task] => {
-                        let chunks = nodes[task.node].launch.phases[task.phase].chunks;
-                        units.extend((0..chunks).map(|chunk| Unit::Chunk(task, chunk)));
-                    }
-                    _ => {
-                        let start = sequences.len();
-                        sequences.extend_from_slice(item);
-                        units.push(Unit::Sequence(start, sequences.len()));
-                    }
+                let chunks = match item[..] {
+                    [task] => nodes[task.node].launch.phases[task.phase].chunks,
+                    _ => 1,
+                };
+                if chunks == 1 {
+                    // Items of one unit take turns.
+                    let home = singles % threads;
+                    singles += 1;
+                    homes[home].push(match item[..] {
+                        [task] => Unit::Chunk(task, 0),
+                        _ => {
+                            let start = sequences.len();
+                            sequences.extend_from_slice(item);
+                            Unit::Sequence(start, sequences.len())
+                        }
+                    });
+                    continue;
+                }
+                for chunk in 0..chunks {
+                    homes[chunk * threads / chunks].push(Unit::Chunk(item[0], chunk));
                 }
             }
-            ends.push(units.len());
+            let first = units.len();
+            for home in homes {
+                let start = units.len();
+                units.extend(home);
+                let (start, end) = (start as u32, units.len() as u32);
+                queues.push(Queue { next: AtomicU64::new(0), start, end });
+            }
+            counts.push(Stage { units: units.len() - first, done: AtomicUsize::new(0) });
         }
-        let next = ends.iter().map(|_| AtomicUsize::new(0)).collect();
-        let bases = Bases(Vec::with_capacity(regions));
-        Program { nodes, sequences, units, stages: ends, next, needed, bases }
+        let inner = Inner {
+            nodes,
+            sequences,
+            units,
+            threads,
+            queues,
+            stages: counts,
+            ticket: AtomicU32::new(0),
+            bases: (0..regions).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect(),
+            control: AtomicPtr::new(std::ptr::null_mut()),
+            failed: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        };
+        Program { inner: Arc::new(inner), needed, ticket: 0 }
     }
 
-    /// Number of stages: one more than the number of barriers of a replay.
+    /// Number of stages: one more than the times that a replay waits for all its threads.
     pub fn stages(&self) -> usize {
-        self.stages.len()
+        self.inner.stages.len()
     }
 
     /// The nodes, in recorded order.
     pub fn nodes(&self) -> &[Bound] {
-        &self.nodes
+        &self.inner.nodes
     }
 
-    fn bind<'m>(&mut self, regions: impl Iterator<Item = &'m mut Memory>) {
-        self.bases.0.clear();
-        for (region, memory) in regions.enumerate() {
+    fn bind<'m>(&mut self, regions: impl Iterator<Item = &'m mut Memory>, control: &Control) {
+        let mut given = 0;
+        for (region, memory) in regions.enumerate().take(self.needed.len()) {
             assert!(
-                self.needed.get(region).is_none_or(|&needed| memory.len() >= needed),
+                memory.len() >= self.needed[region],
                 "region {region} has {} bytes, the program needs {}",
                 memory.len(),
                 self.needed[region]
             );
-            self.bases.0.push(memory.start());
+            self.inner.bases[region].store(memory.start(), Ordering::Relaxed);
+            given += 1;
         }
-        assert!(self.bases.0.len() >= self.needed.len(), "a region of the program is missing");
+        assert_eq!(given, self.needed.len(), "a region of the program is missing");
+        self.inner.control.store(std::ptr::from_ref(control).cast_mut(), Ordering::Relaxed);
     }
 
-    fn run_chunk(&self, task: Task, index: usize, control: &Control) {
-        let node = &self.nodes[task.node];
-        let phase = &node.launch.phases[task.phase];
-        (phase.body)(&Chunk {
-            index,
-            phase,
-            inputs: &node.inputs,
-            outputs: &node.outputs,
-            scratch: node.scratch,
-            bases: &self.bases.0,
-            control,
-            taken: Cell::new(0),
-        });
-    }
-
-    fn run_unit(&self, unit: Unit, control: &Control) {
-        match unit {
-            Unit::Chunk(task, chunk) => self.run_chunk(task, chunk, control),
-            Unit::Sequence(start, end) => {
-                for &task in &self.sequences[start..end] {
-                    if self.nodes[task.node].launch.phases[task.phase].chunks == 1 {
-                        self.run_chunk(task, 0, control);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Runs all nodes once, as one parallel region. Allocates nothing after the first call.
+    /// Runs all nodes once, as one parallel region. Allocates nothing.
     ///
     /// # Panics
-    /// If a region is too small; passes on a kernel's panic.
+    /// If a region is too small or the program was made for another number of threads; passes on a
+    /// kernel's panic.
     pub fn replay<'m>(
         &mut self,
         team: &Team,
         regions: impl Iterator<Item = &'m mut Memory>,
         control: &Control,
     ) {
-        self.bind(regions);
-        let start = |stage: usize| if stage == 0 { 0 } else { self.stages[stage - 1] };
-        for (stage, next) in self.next.iter().enumerate() {
-            next.store(start(stage), Ordering::Relaxed);
+        assert_eq!(team.threads(), self.inner.threads, "the program was made for another team");
+        self.bind(regions, control);
+        self.ticket = self.ticket.wrapping_add(1);
+        let inner = &*self.inner;
+        inner.failed.store(false, Ordering::Relaxed);
+        inner.ticket.store(self.ticket, Ordering::Relaxed);
+        for stage in &inner.stages {
+            stage.done.store(0, Ordering::Relaxed);
         }
-        let failed = AtomicBool::new(false);
-        let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
-        let this = &*self;
-        team.run(&|member| {
-            for (stage, &end) in this.stages.iter().enumerate() {
-                if stage > 0 {
-                    member.barrier();
-                }
-                // One `catch_unwind` a stage: a kernel that panics must not leave the other
-                // threads waiting at a barrier.
-                let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    loop {
-                        let unit = this.next[stage].fetch_add(1, Ordering::Relaxed);
-                        if unit >= end || failed.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        this.run_unit(this.units[unit], control);
-                    }
-                }));
-                if let Err(payload) = outcome {
-                    failed.store(true, Ordering::Relaxed);
-                    panic.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(payload);
-                }
-            }
-        });
-        if let Some(payload) = panic.into_inner().unwrap_or_else(|p| p.into_inner()) {
+        for queue in &inner.queues {
+            queue.open(self.ticket);
+        }
+        team.share(&self.inner, self.ticket);
+        inner.help(0, self.ticket);
+        self.pass_on_panic();
+    }
+
+    fn pass_on_panic(&self) {
+        let mut panic = self.inner.panic.lock().unwrap_or_else(|p| p.into_inner());
+        if let Some(payload) = panic.take() {
+            drop(panic);
             resume_unwind(payload);
         }
     }
@@ -243,12 +381,13 @@ impl Program {
         control: &Control,
         mut after: impl FnMut(usize, u64, &[Span], &dyn Fn(&Span) -> Vec<f32>),
     ) {
-        self.bind(regions);
-        let this = &*self;
+        self.bind(regions, control);
+        let inner = &*self.inner;
+        inner.failed.store(false, Ordering::Relaxed);
         let read = |span: &Span| -> Vec<f32> {
             // SAFETY: `bind` checked the region, and no kernel runs between the nodes.
             unsafe {
-                let start = this.bases.0[span.region].add(span.offset);
+                let start = inner.bases[span.region].load(Ordering::Relaxed).add(span.offset);
                 match span.dtype {
                     DType::F32 => std::slice::from_raw_parts(start.cast(), span.len).to_vec(),
                     DType::Bf16 => std::slice::from_raw_parts(start.cast::<u16>(), span.len)
@@ -259,22 +398,30 @@ impl Program {
                 }
             }
         };
-        for (index, node) in self.nodes.iter().enumerate() {
+        for (index, node) in inner.nodes.iter().enumerate() {
             let started = Instant::now();
             for (number, phase) in node.launch.phases.iter().enumerate() {
-                let next = AtomicUsize::new(0);
-                team.run(&|_| {
-                    loop {
-                        let chunk = next.fetch_add(1, Ordering::Relaxed);
-                        if chunk >= phase.chunks {
-                            break;
+                let task = Task { node: index, phase: number };
+                let threads = team.threads();
+                let next: Vec<AtomicUsize> = (0..threads)
+                    .map(|thread| AtomicUsize::new(thread * phase.chunks / threads))
+                    .collect();
+                team.run(&|member| {
+                    for thread in (0..threads).map(|i| (i + member.index()) % threads) {
+                        let end = (thread + 1) * phase.chunks / threads;
+                        loop {
+                            let chunk = next[thread].fetch_add(1, Ordering::Relaxed);
+                            if chunk >= end {
+                                break;
+                            }
+                            inner.run_unit(Unit::Chunk(task, chunk));
                         }
-                        this.run_chunk(Task { node: index, phase: number }, chunk, control);
                     }
                 });
             }
             after(index, started.elapsed().as_nanos() as u64, &node.outputs, &read);
         }
+        self.pass_on_panic();
     }
 }
 

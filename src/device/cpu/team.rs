@@ -1,10 +1,12 @@
-//! A team of threads that enters a parallel region together.
+//! A team of threads, for two ways of working together.
 //!
-//! The calling thread is member 0. The others wait for the next region: first spinning (a training
-//! loop enters the next one within microseconds), then parked. Barriers inside a region do the same.
-//! Measured on a 2-core virtual machine: a spin barrier of two threads costs 0.1 us at the median.
+//! [`Team::share`] offers work that the caller does anyway and that others may help with: nobody
+//! waits for a thread that the system does not run just now. Replays work like that.
+//! [`Team::run`] runs a job once on every thread and waits for all of them: for measurements.
+//!
+//! The calling thread is member 0. The others wait for work: first spinning (a training loop offers
+//! the next within microseconds), then parked.
 
-use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -85,41 +87,58 @@ impl Barrier {
     }
 }
 
-type Job<'a> = dyn Fn(&Member<'_>) + Sync + 'a;
+type Job<'a> = dyn Fn(&Member) + Sync + 'a;
+
+/// Work that any number of threads may help with, at any moment or not at all.
+pub trait Work: Send + Sync {
+    /// Does what is left to do of the round `ticket`, as member `member` of the team. Called by
+    /// threads that may be late: of a round that is over there is nothing left to do.
+    fn help(&self, member: usize, ticket: u32);
+}
+
+/// What the workers find when the gate opens.
+#[derive(Clone)]
+enum Offer {
+    Nothing,
+    /// A job that every worker runs once; the leader waits for all of them.
+    Everyone(Pointer),
+    /// Work that a worker may help with.
+    Anyone(Arc<dyn Work>, u32),
+}
+
+#[derive(Clone, Copy)]
+struct Pointer(*const Job<'static>);
+// SAFETY: the pointer is only followed while `Team::run` keeps its target alive, and the target is
+// `Sync`.
+unsafe impl Send for Pointer {}
 
 struct Shared {
     start: Gate,
     barrier: Barrier,
-    /// The job of the region that is open. Written by the leader before `start` opens, read by the
-    /// workers after it opened and before they arrive at `barrier` for the last time.
-    job: UnsafeCell<Option<*const Job<'static>>>,
+    /// The newest offer, with the generation of `start` at which it was made.
+    offer: Mutex<(u32, Offer)>,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
 
-// SAFETY: `job` is the only field that is not `Sync` by itself; its comment gives the protocol that
-// orders its accesses by the gates' acquire and release.
-unsafe impl Sync for Shared {}
-// SAFETY: the pointer in `job` is only followed while `Team::run` keeps its target alive.
-unsafe impl Send for Shared {}
+impl Shared {
+    fn publish(&self, offer: Offer) {
+        let mut slot = self.offer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // Generations are only made here, under the lock.
+        *slot = (self.start.generation.load(Ordering::Relaxed).wrapping_add(1), offer);
+        self.start.open();
+    }
+}
 
-/// One thread's view of a parallel region.
-pub struct Member<'a> {
-    shared: Option<&'a Shared>,
+/// One thread's view of a job that all run.
+pub struct Member {
     index: usize,
 }
 
-impl Member<'_> {
-    /// Number of this thread in the team; 0 is the thread that entered the region.
+impl Member {
+    /// Number of this thread in the team; 0 is the calling thread.
     pub fn index(&self) -> usize {
         self.index
-    }
-
-    /// Waits until every thread of the team is here.
-    pub fn barrier(&self) {
-        if let Some(shared) = self.shared {
-            shared.barrier.wait();
-        }
     }
 }
 
@@ -127,7 +146,7 @@ impl Member<'_> {
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held for the length of a region: a team runs one at a time.
+    /// Held while a job for everyone runs: a team runs one at a time.
     busy: Mutex<()>,
 }
 
@@ -140,7 +159,7 @@ impl Team {
         let shared = Arc::new(Shared {
             start: Gate::new(spins),
             barrier: Barrier::new(threads, spins),
-            job: UnsafeCell::new(None),
+            offer: Mutex::new((0, Offer::Nothing)),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -160,25 +179,32 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Runs `job` once on every thread of the team and returns when all are done.
-    ///
-    /// A job must not panic between barriers that other threads wait at (see [`super::Program`],
-    /// which catches panics of kernels); a panic after the last barrier is passed on.
+    /// Offers the round `ticket` of `work` to the other threads; the caller then does the work
+    /// itself, and has help from whoever is running. Allocates nothing.
+    pub fn share<W: Work + 'static>(&self, work: &Arc<W>, ticket: u32) {
+        if self.workers.is_empty() {
+            return;
+        }
+        // A job for everyone is not to be overwritten before everyone has seen it.
+        let Ok(_free) = self.busy.try_lock() else { return };
+        let work: Arc<dyn Work> = Arc::<W>::clone(work);
+        self.shared.publish(Offer::Anyone(work, ticket));
+    }
+
+    /// Runs `job` once on every thread of the team and returns when all are done; passes on a
+    /// panic.
     pub fn run(&self, job: &Job<'_>) {
         if self.workers.is_empty() {
-            return job(&Member { shared: None, index: 0 });
+            return job(&Member { index: 0 });
         }
         let _region = self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let shared = &*self.shared;
         // SAFETY: only the lifetime of the reference is changed. The workers use it only before
-        // they arrive at the last barrier below, which this function waits for (also when `job`
-        // panics here), so the target outlives every use.
+        // they arrive at the barrier below, which this function waits for (also when `job` panics
+        // here), so the target outlives every use.
         let erased = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
-        // SAFETY: `busy` is held and every worker waits at `start`: nobody else reads `job` now.
-        unsafe { *shared.job.get() = Some(erased) };
-        shared.start.open();
-        let member = Member { shared: Some(shared), index: 0 };
-        let outcome = catch_unwind(AssertUnwindSafe(|| job(&member)));
+        shared.publish(Offer::Everyone(Pointer(erased)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| job(&Member { index: 0 })));
         shared.barrier.wait();
         let worker_panicked = shared.panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = outcome {
@@ -192,29 +218,35 @@ fn work(shared: &Shared, index: usize) {
     let mut seen = 0;
     loop {
         shared.start.wait(seen);
-        seen = seen.wrapping_add(1);
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        // SAFETY: `start` opened, so the leader wrote `job` and will not touch it again before
-        // this thread arrives at the last barrier.
-        let job = unsafe { *shared.job.get() };
-        if let Some(job) = job {
-            let member = Member { shared: Some(shared), index };
-            // SAFETY: `Team::run` keeps the job alive until the last barrier.
-            let job = unsafe { &*job };
-            if catch_unwind(AssertUnwindSafe(|| job(&member))).is_err() {
-                shared.panicked.store(true, Ordering::Relaxed);
+        // Whoever comes late finds the newest offer; those before it are over.
+        let offer = {
+            let slot = shared.offer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            seen = slot.0;
+            slot.1.clone()
+        };
+        match offer {
+            Offer::Nothing => {}
+            Offer::Anyone(work, ticket) => work.help(index, ticket),
+            Offer::Everyone(job) => {
+                // SAFETY: `Team::run` keeps the job alive until every worker is at the barrier, and
+                // nothing else is published before that: `busy` is held.
+                let job = unsafe { &*job.0 };
+                if catch_unwind(AssertUnwindSafe(|| job(&Member { index }))).is_err() {
+                    shared.panicked.store(true, Ordering::Relaxed);
+                }
+                shared.barrier.wait();
             }
         }
-        shared.barrier.wait();
     }
 }
 
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.start.open();
+        self.shared.publish(Offer::Nothing);
         for worker in self.workers.drain(..) {
             // A worker's panic was already reported by `run`.
             let _ = worker.join();
@@ -228,19 +260,64 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     #[test]
-    fn every_member_runs_and_barriers_order_the_phases() {
+    fn every_member_runs_a_job_once() {
         for threads in [1, 2, 3, 5] {
             let team = Team::new(threads).expect("threads");
             for _ in 0..200 {
-                let first = AtomicU64::new(0);
                 let seen = AtomicU64::new(0);
                 team.run(&|member| {
-                    first.fetch_add(1 << member.index(), Ordering::Relaxed);
-                    member.barrier();
-                    seen.fetch_add(first.load(Ordering::Relaxed), Ordering::Relaxed);
+                    seen.fetch_add(1 << (8 * member.index()), Ordering::Relaxed);
                 });
-                let all = (1 << threads) - 1;
-                assert_eq!(seen.into_inner(), all * threads as u64);
+                let all = (0..threads).map(|index| 1 << (8 * index)).sum::<u64>();
+                assert_eq!(seen.into_inner(), all);
+            }
+        }
+    }
+
+    /// Rounds of items that are claimed with the round's ticket, as a replay does.
+    struct Counting {
+        next: AtomicU64,
+        done: AtomicU64,
+    }
+
+    impl Work for Counting {
+        fn help(&self, _member: usize, ticket: u32) {
+            loop {
+                let seen = self.next.load(Ordering::Acquire);
+                if (seen >> 32) as u32 != ticket || seen as u32 >= 20 {
+                    return;
+                }
+                let next = seen + 1;
+                let exchange =
+                    self.next.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed);
+                if exchange.is_ok() {
+                    self.done.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shared_work_is_done_once_whoever_helps_and_jobs_for_everyone_go_between() {
+        for threads in [1, 2, 5] {
+            let team = Team::new(threads).expect("threads");
+            let work = Arc::new(Counting { next: AtomicU64::new(0), done: AtomicU64::new(0) });
+            for ticket in 1..=500u32 {
+                work.done.store(0, Ordering::Relaxed);
+                work.next.store(u64::from(ticket) << 32, Ordering::Release);
+                team.share(&work, ticket);
+                work.help(0, ticket);
+                while work.done.load(Ordering::Acquire) < 20 {
+                    std::thread::yield_now();
+                }
+                if ticket % 50 == 0 {
+                    let ran = AtomicU64::new(0);
+                    team.run(&|_| {
+                        ran.fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert_eq!(ran.into_inner(), threads as u64);
+                }
+                assert_eq!(work.done.load(Ordering::Acquire), 20);
             }
         }
     }
