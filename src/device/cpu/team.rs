@@ -6,7 +6,7 @@
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -62,25 +62,41 @@ impl Gate {
     }
 }
 
-/// A barrier of a fixed number of threads, usable again and again.
+/// A barrier, usable again and again, of the threads that have not left it.
 struct Barrier {
     gate: Gate,
-    arrived: AtomicUsize,
-    threads: usize,
+    /// Low half: threads that are awaited. High half: those that have arrived. In one word, since
+    /// who arrives and who leaves must agree on which of them was the last.
+    counts: AtomicU64,
 }
+
+const ARRIVED: u64 = 1 << 32;
 
 impl Barrier {
     fn new(threads: usize, spins: u32) -> Self {
-        Barrier { gate: Gate::new(spins), arrived: AtomicUsize::new(0), threads }
+        Barrier { gate: Gate::new(spins), counts: AtomicU64::new(threads as u64) }
     }
 
     fn wait(&self) {
         let seen = self.gate.generation.load(Ordering::Acquire);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
-            self.arrived.store(0, Ordering::Relaxed);
+        let before = self.counts.fetch_add(ARRIVED, Ordering::AcqRel);
+        self.open_if_complete(before + ARRIVED, || self.gate.wait(seen));
+    }
+
+    /// This thread is awaited no more.
+    fn leave(&self) {
+        let before = self.counts.fetch_sub(1, Ordering::AcqRel);
+        self.open_if_complete(before - 1, || {});
+    }
+
+    fn open_if_complete(&self, counts: u64, otherwise: impl FnOnce()) {
+        let (arrived, awaited) = (counts / ARRIVED, counts % ARRIVED);
+        if arrived > 0 && arrived == awaited {
+            // All that are left wait at the gate: nobody else changes the counts now.
+            self.counts.store(awaited, Ordering::Relaxed);
             self.gate.open();
         } else {
-            self.gate.wait(seen);
+            otherwise();
         }
     }
 }
@@ -88,10 +104,15 @@ impl Barrier {
 type Job<'a> = dyn Fn(&Member<'_>) + Sync + 'a;
 
 struct Shared {
+    threads: usize,
     start: Gate,
+    /// Where jobs wait for each other. Apart from `end`: how often a job waits is its own matter,
+    /// and must not decide when the region ends.
     barrier: Barrier,
+    /// Where every thread arrives once a region, when its job has returned.
+    end: Barrier,
     /// The job of the region that is open. Written by the leader before `start` opens, read by the
-    /// workers after it opened and before they arrive at `barrier` for the last time.
+    /// workers after it opened and before they arrive at `end`.
     job: UnsafeCell<Option<*const Job<'static>>>,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -115,7 +136,7 @@ impl Member<'_> {
         self.index
     }
 
-    /// Waits until every thread of the team is here.
+    /// Waits until every thread of the team is here or has ended its job.
     pub fn barrier(&self) {
         if let Some(shared) = self.shared {
             shared.barrier.wait();
@@ -138,8 +159,10 @@ impl Team {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let spins = if threads > cores { SPINS_OVERSUBSCRIBED } else { SPINS };
         let shared = Arc::new(Shared {
+            threads,
             start: Gate::new(spins),
             barrier: Barrier::new(threads, spins),
+            end: Barrier::new(threads, spins),
             job: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -162,8 +185,8 @@ impl Team {
 
     /// Runs `job` once on every thread of the team and returns when all are done.
     ///
-    /// A job must not panic between barriers that other threads wait at (see [`super::Program`],
-    /// which catches panics of kernels); a panic after the last barrier is passed on.
+    /// A panic is passed on when all threads have ended their job; the others do not wait for the
+    /// thread that panicked. [`super::Program`] catches panics of kernels itself.
     pub fn run(&self, job: &Job<'_>) {
         if self.workers.is_empty() {
             return job(&Member { shared: None, index: 0 });
@@ -171,15 +194,17 @@ impl Team {
         let _region = self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let shared = &*self.shared;
         // SAFETY: only the lifetime of the reference is changed. The workers use it only before
-        // they arrive at the last barrier below, which this function waits for (also when `job`
+        // they arrive at the `end` barrier below, which this function waits for (also when `job`
         // panics here), so the target outlives every use.
         let erased = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
         // SAFETY: `busy` is held and every worker waits at `start`: nobody else reads `job` now.
         unsafe { *shared.job.get() = Some(erased) };
+        shared.barrier.counts.store(shared.threads as u64, Ordering::Relaxed);
         shared.start.open();
         let member = Member { shared: Some(shared), index: 0 };
         let outcome = catch_unwind(AssertUnwindSafe(|| job(&member)));
-        shared.barrier.wait();
+        shared.barrier.leave();
+        shared.end.wait();
         let worker_panicked = shared.panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = outcome {
             resume_unwind(panic);
@@ -197,17 +222,18 @@ fn work(shared: &Shared, index: usize) {
             return;
         }
         // SAFETY: `start` opened, so the leader wrote `job` and will not touch it again before
-        // this thread arrives at the last barrier.
+        // this thread arrives at `end`.
         let job = unsafe { *shared.job.get() };
         if let Some(job) = job {
             let member = Member { shared: Some(shared), index };
-            // SAFETY: `Team::run` keeps the job alive until the last barrier.
+            // SAFETY: `Team::run` keeps the job alive until the `end` barrier.
             let job = unsafe { &*job };
             if catch_unwind(AssertUnwindSafe(|| job(&member))).is_err() {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
         }
-        shared.barrier.wait();
+        shared.barrier.leave();
+        shared.end.wait();
     }
 }
 
@@ -225,7 +251,7 @@ impl Drop for Team {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
 
     #[test]
     fn every_member_runs_and_barriers_order_the_phases() {
@@ -255,5 +281,43 @@ mod tests {
             assert!(outcome.is_err());
         }
         team.run(&|_| {});
+    }
+
+    #[test]
+    fn a_region_ends_after_its_last_job_however_often_jobs_wait() {
+        for threads in [2, 3, 5] {
+            let team = Team::new(threads).expect("threads");
+            for early in 0..threads {
+                let finished = AtomicU64::new(0);
+                team.run(&|member| {
+                    if member.index() != early {
+                        member.barrier();
+                        std::thread::sleep(Duration::from_millis(20));
+                        member.barrier();
+                        finished.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                assert_eq!(finished.into_inner(), threads as u64 - 1, "{early} of {threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_between_barriers_leaves_nobody_waiting_or_running() {
+        let team = Team::new(3).expect("threads");
+        for bad in 0..3 {
+            let finished = AtomicU64::new(0);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                team.run(&|member| {
+                    member.barrier();
+                    assert_ne!(member.index(), bad);
+                    member.barrier();
+                    std::thread::sleep(Duration::from_millis(20));
+                    finished.fetch_add(1, Ordering::Relaxed);
+                });
+            }));
+            assert!(outcome.is_err());
+            assert_eq!(finished.into_inner(), 2);
+        }
     }
 }
