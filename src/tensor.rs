@@ -87,8 +87,19 @@ impl Shape {
     }
 
     /// Number of elements.
+    ///
+    /// # Panics
+    /// If there are more than the address space could hold: kernels rely on this number.
     pub fn elements(&self) -> usize {
-        self.0.iter().product()
+        self.checked_elements()
+            .unwrap_or_else(|| panic!("{self} has more elements than the address space holds"))
+    }
+
+    fn checked_elements(&self) -> Option<usize> {
+        if self.0.contains(&0) {
+            return Some(0);
+        }
+        self.0.iter().try_fold(1, |product: usize, &extent| product.checked_mul(extent))
     }
 
     /// Extent of the last axis; 1 for a scalar.
@@ -205,6 +216,12 @@ impl TensorType {
     /// Bytes that the values take.
     pub fn bytes(&self) -> usize {
         self.elements() * self.dtype.size()
+    }
+
+    /// Whether the address space could hold the values.
+    pub(crate) fn is_possible(&self) -> bool {
+        let bytes = self.shape.checked_elements().and_then(|n| n.checked_mul(self.dtype.size()));
+        bytes.is_some_and(|bytes| bytes <= isize::MAX as usize)
     }
 }
 

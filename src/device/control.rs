@@ -13,11 +13,18 @@ pub struct F32Slot(usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct U64Slot(usize);
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    F32,
+    U64,
+}
+
 /// Values that recorded nodes read at replay, by slot.
 #[derive(Clone, Default)]
 pub struct Control {
     values: Vec<u64>,
-    names: Vec<String>,
+    /// Name and kind: slots of different kinds may have the same name.
+    names: Vec<(String, Kind)>,
 }
 
 impl Control {
@@ -26,11 +33,11 @@ impl Control {
         Control::default()
     }
 
-    fn slot(&mut self, name: &str, value: u64) -> usize {
-        match self.names.iter().position(|known| known == name) {
+    fn slot(&mut self, name: &str, kind: Kind, value: u64) -> usize {
+        match self.names.iter().position(|known| known.0 == name && known.1 == kind) {
             Some(slot) => slot,
             None => {
-                self.names.push(name.to_owned());
+                self.names.push((name.to_owned(), kind));
                 self.values.push(value);
                 self.values.len() - 1
             }
@@ -39,12 +46,12 @@ impl Control {
 
     /// The f32 slot of that name; made with `initial` if it is new.
     pub fn f32_slot(&mut self, name: &str, initial: f32) -> F32Slot {
-        F32Slot(self.slot(name, u64::from(initial.to_bits())))
+        F32Slot(self.slot(name, Kind::F32, u64::from(initial.to_bits())))
     }
 
     /// The u64 slot of that name; made with `initial` if it is new.
     pub fn u64_slot(&mut self, name: &str, initial: u64) -> U64Slot {
-        U64Slot(self.slot(name, initial))
+        U64Slot(self.slot(name, Kind::U64, initial))
     }
 
     /// Value of an f32 slot.
@@ -72,6 +79,21 @@ impl Control {
 
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.names.iter().zip(&self.values)).finish()
+        f.debug_map().entries(self.names.iter().map(|(name, _)| name).zip(&self.values)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_of_two_kinds_do_not_share_a_value() {
+        let mut control = Control::new();
+        let rate = control.f32_slot("x", 1.5);
+        let count = control.u64_slot("x", 7);
+        control.set_u64(count, 8);
+        assert_eq!((control.f32(rate), control.u64(count)), (1.5, 8));
+        assert_eq!(control.f32_slot("x", 2.0), rate);
     }
 }

@@ -37,7 +37,14 @@ impl Tape {
                 let problem = "the upstream gradient has another shape than the output";
                 return Err(Error::gradient(self.name(output), problem));
             }
-            gradients.insert(output, upstream);
+            if self.tensor(output).detached {
+                continue;
+            }
+            let total = match gradients.get(&output) {
+                Some(&earlier) => ops::add(self, earlier, upstream)?,
+                None => upstream,
+            };
+            gradients.insert(output, total);
         }
         for index in (0..self.nodes.len()).rev() {
             let node = self.nodes[index].clone();

@@ -35,6 +35,8 @@ pub use store::{Region, Store};
 use crate::error::{Error, Result};
 use crate::ops::{Operation, Recorder, Var};
 use crate::tensor::{DType, Shape, TensorType};
+use plan::Place;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -61,7 +63,8 @@ struct Tensor {
     alias: Option<(Var, usize)>,
     /// Where a node's output is written instead of the arena.
     placed: Option<(Region, usize)>,
-    /// A later node updates this memory in place: the name may not be read any more.
+    /// A later node updates this memory in place, or is placed there: the name may not be read any
+    /// more.
     overwritten: bool,
     /// No gradient flows through this tensor, by the user's word.
     detached: bool,
@@ -154,6 +157,10 @@ impl Tape {
         if self.tensors.iter().any(taken) {
             return Err(Error::operation("input", format!("the name '{name}' is taken")));
         }
+        if !tensor_type.is_possible() {
+            let problem = format!("'{name}' {tensor_type} is larger than the address space");
+            return Err(Error::operation("input", problem));
+        }
         Ok(self.add(tensor_type, Origin::Input, name.to_owned()))
     }
 
@@ -171,19 +178,21 @@ impl Tape {
     ) -> Result<Var> {
         let (bytes, dtype) = self.region(region)?;
         let tensor_type = TensorType::new(shape, dtype);
-        let start = offset * dtype.size();
-        if start + tensor_type.bytes() > bytes {
+        let Some(start) = start_within(&tensor_type, offset, bytes) else {
             let problem = format!(
                 "'{name}' {tensor_type} from element {offset} on does not fit into {bytes} bytes"
             );
             return Err(Error::operation("persistent", problem));
-        }
+        };
         let origin = Origin::Persistent { region, offset: start };
         Ok(self.add(tensor_type, origin, name.to_owned()))
     }
 
     fn region(&self, region: Region) -> Result<(usize, DType)> {
-        self.region_bytes.get(region.0).copied().ok_or_else(|| {
+        if region.store != self.store {
+            return Err(Error::operation("persistent", "the region is one of another store"));
+        }
+        self.region_bytes.get(region.index).copied().ok_or_else(|| {
             Error::operation("persistent", "the region was allocated after this tape was made")
         })
     }
@@ -218,29 +227,83 @@ impl Tape {
     }
 
     /// Lets the node that computes `var` write it into a persistent region, from element `offset`
-    /// on, instead of the arena; records a copy where that is not possible. Returns the tensor
-    /// that lies there.
+    /// on, instead of the arena; records a copy where that is not possible, and where the tape has
+    /// tensors in that place already, so that nodes recorded so far see what was there. Those
+    /// tensors may not be read any more. Returns the tensor that lies there.
     ///
     /// # Errors
-    /// The region has another element type or is too small.
+    /// The region has another element type or is too small, or `var` itself lies across the place.
     pub fn place(&mut self, var: Var, region: Region, offset: usize) -> Result<Var> {
         self.readable(var, "place")?;
         let (bytes, dtype) = self.region(region)?;
         let tensor = self.tensor(var);
-        let start = offset * dtype.size();
-        if tensor.tensor_type.dtype != dtype || start + tensor.tensor_type.bytes() > bytes {
+        let fits = start_within(&tensor.tensor_type, offset, bytes);
+        let Some(start) = fits.filter(|_| tensor.tensor_type.dtype == dtype) else {
             let problem = format!(
                 "{} from element {offset} on does not fit into {bytes} bytes of {dtype}",
                 tensor.tensor_type
             );
             return Err(Error::operation("place", problem));
+        };
+        let target = (recording::region_place(region), start, start + tensor.tensor_type.bytes());
+        let own = self.extent(var);
+        if own == target {
+            return Ok(var);
         }
+        if overlap(own, target) {
+            let problem = format!("'{}' lies across the place where it should go", self.name(var));
+            return Err(Error::operation("place", problem));
+        }
+        let there = self.sharing(target);
         let direct = matches!(tensor.origin, Origin::Node(_))
             && tensor.alias.is_none()
-            && tensor.placed.is_none();
+            && tensor.placed.is_none()
+            && there.is_empty();
         let var = if direct { var } else { crate::ops::copy(self, var)? };
         self.tensor_mut(var).placed = Some((region, start));
+        for other in there {
+            self.tensor_mut(other).overwritten = true;
+        }
         Ok(var)
+    }
+
+    /// The bytes of a tensor: where, first and end. Constants do not count, nothing writes them.
+    fn extent(&self, var: Var) -> Extent {
+        let (place, start) = self.place_of(var, &HashMap::new());
+        (place, start, start + self.tensor(var).tensor_type.bytes())
+    }
+
+    /// The tensors so far that have a byte of `extent`.
+    fn sharing(&self, extent: Extent) -> Vec<Var> {
+        (0..self.tensors.len() as u32)
+            .map(|index| Var { index, tape: self.id })
+            .filter(|&var| overlap(self.extent(var), extent))
+            .collect()
+    }
+
+    /// Checks that a node may update `inputs[updated]` in place, and gives the tensors whose memory
+    /// changes by it.
+    fn overwrites(&self, op: &str, inputs: &[Var], updated: usize) -> Result<Vec<Var>> {
+        let var = inputs[updated];
+        if matches!(self.tensor(self.root(var).0).origin, Origin::Fill(_)) {
+            return Err(Error::operation(op, "a constant cannot be updated in place"));
+        }
+        let extent = self.extent(var);
+        for (i, &input) in inputs.iter().enumerate() {
+            if i != updated && overlap(self.extent(input), extent) {
+                let problem = format!(
+                    "input {i} shares memory with input {updated}, which is updated in place"
+                );
+                return Err(Error::operation(op, problem));
+            }
+        }
+        let sharing = self.sharing(extent);
+        let output = sharing.iter().find(|&&other| self.tensor(other).is_output);
+        if let (Some(&output), Place::Arena(_)) = (output, extent.0) {
+            let problem = format!("'{}' is an output: its value must last", self.name(output));
+            return Err(Error::operation(op, problem));
+        }
+        Ok(sharing)
     }
 
     /// Declares that no gradient flows through `var`: [`Tape::backward`] takes it as a constant,
@@ -281,6 +344,20 @@ impl Tape {
     }
 }
 
+/// Memory, first byte and end.
+type Extent = (Place, usize, usize);
+
+fn overlap(a: Extent, b: Extent) -> bool {
+    a.0 == b.0 && a.1 < a.2 && b.1 < b.2 && a.1 < b.2 && b.1 < a.2
+}
+
+/// First byte of a tensor from element `offset` of a region on, if the region's bytes hold it.
+fn start_within(tensor_type: &TensorType, offset: usize, bytes: usize) -> Option<usize> {
+    let start = offset.checked_mul(tensor_type.dtype.size())?;
+    let fits = tensor_type.is_possible() && start.checked_add(tensor_type.bytes())? <= bytes;
+    fits.then_some(start)
+}
+
 impl Recorder for Tape {
     fn push(&mut self, op: Arc<dyn Operation>, inputs: &[Var]) -> Result<Vec<Var>> {
         for &input in inputs {
@@ -296,6 +373,14 @@ impl Recorder for Tape {
             other => other,
         };
         let outputs = op.infer(&types).map_err(in_scope)?;
+        if let Some(large) = outputs.iter().find(|output| !output.is_possible()) {
+            let problem = format!("the result {large} is larger than the address space");
+            return Err(in_scope(Error::operation(op.name(), problem)));
+        }
+        let mut overwritten = Vec::new();
+        for (_, input) in op.in_place() {
+            overwritten.extend(self.overwrites(op.name(), inputs, input).map_err(in_scope)?);
+        }
         let node = self.nodes.len();
         let vars: Vec<Var> = outputs
             .into_iter()
@@ -303,14 +388,15 @@ impl Recorder for Tape {
             .collect();
         if let Some(first) = op.view(&types) {
             assert_eq!(vars.len(), 1, "a view has one output");
+            let view = self.tensor_type(vars[0]);
+            let end = first.checked_add(view.elements());
+            let fits = end.is_some_and(|end| end <= types[0].elements());
+            assert!(fits && view.dtype == types[0].dtype, "a view lies within its input");
             let start = first * types[0].dtype.size();
             self.tensor_mut(vars[0]).alias = Some((inputs[0], start));
         }
         for (output, input) in op.in_place() {
             let var = inputs[input];
-            if matches!(self.tensor(self.root(var).0).origin, Origin::Fill(_)) {
-                return Err(Error::operation(op.name(), "a constant cannot be updated in place"));
-            }
             assert_eq!(
                 self.tensor_type(vars[output]),
                 self.tensor_type(var),
@@ -318,6 +404,9 @@ impl Recorder for Tape {
             );
             self.tensor_mut(var).overwritten = true;
             self.tensor_mut(vars[output]).alias = Some((var, 0));
+        }
+        for var in overwritten {
+            self.tensor_mut(var).overwritten = true;
         }
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: vars.clone(), scope });
         Ok(vars)

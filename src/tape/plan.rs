@@ -61,6 +61,10 @@ pub(super) fn schedule(work: &[Work]) -> Schedule {
     let mut last: Vec<(usize, usize)> = vec![(0, 0); work.len()];
     let mut history: HashMap<Place, Vec<(usize, Access)>> = HashMap::new();
     for (node, this) in work.iter().enumerate() {
+        if this.chunks.is_empty() {
+            // It touches nothing: it must not stand in for those that touched the bytes before.
+            continue;
+        }
         let mut predecessors: Vec<usize> = Vec::new();
         for access in &this.accesses {
             for (earlier, other) in history.get(&access.place).into_iter().flatten() {
@@ -82,9 +86,6 @@ pub(super) fn schedule(work: &[Work]) -> Schedule {
         let mut items: Vec<usize> = Vec::new();
         for &earlier in &predecessors {
             let (stage, item) = last[earlier];
-            if work[earlier].chunks.is_empty() {
-                continue;
-            }
             if before.is_none_or(|b| stage > b) {
                 before = Some(stage);
                 items.clear();
@@ -242,6 +243,13 @@ mod tests {
         let nodes =
             [work(&[4], 1e5, &[], &[0]), work(&[4], 1e5, &[0], &[1]), work(&[4], 1e5, &[], &[0])];
         assert_eq!(schedule(&nodes).spans[2], (2, 2));
+    }
+
+    #[test]
+    fn a_node_without_phases_hides_no_dependency() {
+        let nodes =
+            [work(&[4], 1e5, &[], &[0]), work(&[], 1e5, &[0], &[0]), work(&[4], 1e5, &[0], &[1])];
+        assert_eq!(schedule(&nodes).spans[2], (1, 1));
     }
 
     proptest! {

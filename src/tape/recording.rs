@@ -1,7 +1,7 @@
 //! A compiled tape: a program with its memory, replayed for every batch.
 
 use super::plan::{self, Access, Block, MemoryPlan, Place, Work};
-use super::{Origin, Store, Tape};
+use super::{Origin, Region, Store, Tape};
 use crate::device::Device;
 use crate::device::cpu::launch::{Chunk, Launch};
 use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
@@ -16,6 +16,11 @@ use std::sync::Arc;
 const ARENA: usize = 0;
 const CONSTANTS: usize = 1;
 const STORE: usize = 2;
+
+/// The place of a region of the store.
+pub(super) fn region_place(region: Region) -> Place {
+    Place::Region(STORE + region.index)
+}
 
 /// A node of a recording, for profiles.
 #[derive(Clone, Debug)]
@@ -90,7 +95,8 @@ impl Tape {
             let in_place = node.op.in_place();
             let updates_persistent = in_place.iter().any(|&(output, _)| {
                 let (root, _) = self.root(node.outputs[output]);
-                matches!(self.tensor(root).origin, Origin::Persistent { .. })
+                let root = self.tensor(root);
+                matches!(root.origin, Origin::Persistent { .. }) || root.placed.is_some()
             });
             let read = node.outputs.iter().any(|output| used[output.index as usize]);
             if read || updates_persistent {
@@ -106,13 +112,14 @@ impl Tape {
         (needed, used)
     }
 
-    fn place_of(&self, var: Var, constants: &HashMap<Var, usize>) -> (Place, usize) {
+    /// Where a tensor lies: its memory and its first byte there.
+    pub(super) fn place_of(&self, var: Var, constants: &HashMap<Var, usize>) -> (Place, usize) {
         let (root, offset) = self.root(var);
         let tensor = self.tensor(root);
         match (&tensor.origin, tensor.placed) {
-            (_, Some((region, start))) => (Place::Region(STORE + region.0), start + offset),
+            (_, Some((region, start))) => (region_place(region), start + offset),
             (Origin::Persistent { region, offset: start }, None) => {
-                (Place::Region(STORE + region.0), start + offset)
+                (region_place(*region), start + offset)
             }
             (Origin::Fill(_), None) => {
                 (Place::Region(CONSTANTS), constants.get(&root).copied().unwrap_or(0) + offset)

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A persistent region of a [`Store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Region(pub(super) usize);
+pub struct Region {
+    pub(super) store: u64,
+    pub(super) index: usize,
+}
 
 struct Allocation {
     name: String,
@@ -63,28 +66,36 @@ impl Store {
     }
 
     /// A new region of `len` zeros.
+    ///
+    /// # Panics
+    /// If that is more than the address space holds.
     pub fn allocate(&mut self, name: &str, dtype: DType, len: usize) -> Region {
+        let bytes = len.checked_mul(dtype.size());
+        let bytes = bytes.unwrap_or_else(|| panic!("region '{name}' of {len} {dtype}: too large"));
         let memory = match self.device {
-            Device::Cpu(_) => Memory::zeroed(len * dtype.size()),
+            Device::Cpu(_) => Memory::zeroed(bytes),
         };
         self.regions.push(Allocation { name: name.to_owned(), dtype, len, memory });
-        Region(self.regions.len() - 1)
+        Region { store: self.id, index: self.regions.len() - 1 }
     }
 
     /// A new region that holds `values`.
     pub fn upload<T: Element>(&mut self, name: &str, values: &[T]) -> Region {
         let region = self.allocate(name, T::DTYPE, values.len());
-        let memory = &mut self.regions[region.0].memory;
+        let memory = &mut self.regions[region.index].memory;
         memory.elements_mut(0, values.len()).copy_from_slice(values);
         region
     }
 
     fn checked<T: Element>(&self, region: Region, offset: usize, len: usize) -> Result<()> {
-        let found = &self.regions[region.0];
-        if found.dtype != T::DTYPE || offset + len > found.len {
+        if region.store != self.id {
+            return Err(Error::operation("store", "the region is one of another store"));
+        }
+        let found = &self.regions[region.index];
+        let fits = offset.checked_add(len).is_some_and(|end| end <= found.len);
+        if found.dtype != T::DTYPE || !fits {
             let problem = format!(
-                "elements {offset}..{} of {} asked for, it has {} of {}",
-                offset + len,
+                "{len} elements of {} from element {offset} on asked for, it has {} of {}",
                 T::DTYPE,
                 found.len,
                 found.dtype
@@ -95,8 +106,12 @@ impl Store {
     }
 
     /// Number of elements of a region.
+    ///
+    /// # Panics
+    /// If the region is one of another store.
     pub fn len(&self, region: Region) -> usize {
-        self.regions[region.0].len
+        assert_eq!(region.store, self.id, "the region is one of another store");
+        self.regions[region.index].len
     }
 
     /// Bytes of all regions.
@@ -107,10 +122,10 @@ impl Store {
     /// Copies `values.len()` elements from `offset` on to the host.
     ///
     /// # Errors
-    /// Another element type, or past the end.
+    /// Another element type, past the end, or a region of another store.
     pub fn read<T: Element>(&self, region: Region, offset: usize, values: &mut [T]) -> Result<()> {
         self.checked::<T>(region, offset, values.len())?;
-        let memory = &self.regions[region.0].memory;
+        let memory = &self.regions[region.index].memory;
         values.copy_from_slice(memory.elements(offset * size_of::<T>(), values.len()));
         Ok(())
     }
@@ -118,10 +133,10 @@ impl Store {
     /// Copies `values` from the host to the region, from element `offset` on.
     ///
     /// # Errors
-    /// Another element type, or past the end.
+    /// Another element type, past the end, or a region of another store.
     pub fn write<T: Element>(&mut self, region: Region, offset: usize, values: &[T]) -> Result<()> {
         self.checked::<T>(region, offset, values.len())?;
-        let memory = &mut self.regions[region.0].memory;
+        let memory = &mut self.regions[region.index].memory;
         memory.elements_mut(offset * size_of::<T>(), values.len()).copy_from_slice(values);
         Ok(())
     }

@@ -244,7 +244,12 @@ impl<'a> Runner<'a> {
             started,
             seconds_before: position.seconds_total(),
             last_checkpoint: Instant::now(),
-            last_review_step: u64::MAX,
+            // No update since the last review: a resumed run need not review again, and has no
+            // training loss to say with it.
+            last_review_step: match position.loss_count {
+                0 if position.step > 0 => position.step,
+                _ => u64::MAX,
+            },
             trained: (0, 0.0),
             since_review: (0, 0.0),
             last_review_seconds: 0.0,
@@ -255,7 +260,7 @@ impl<'a> Runner<'a> {
 
     /// All updates of the run, when only epochs bound it.
     fn total_steps(&self) -> Option<u64> {
-        self.config.train.epochs.map(|epochs| epochs * self.trainer.steps_per_epoch())
+        self.config.train.epochs.map(|epochs| epochs.saturating_mul(self.trainer.steps_per_epoch()))
     }
 
     /// Share of the budget that is used, 0 to 1: by steps, by time, or the larger of the two.

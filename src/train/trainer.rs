@@ -118,6 +118,19 @@ impl Trainer {
                 return Err(Error::config(format!("data.{name}"), "the set has no rows"));
             }
         }
+        let (row, test_row) = (data.train.shape(), data.test.shape());
+        if row != test_row {
+            let problem = format!("its rows have shape {test_row:?}, the training rows {row:?}");
+            return Err(Error::config("data.test", problem));
+        }
+        let classes = data.train.classes();
+        let foreign = |&label: &u32| label as usize >= classes;
+        if let Some(index) = data.test.labels().iter().position(foreign) {
+            let label = data.test.labels()[index];
+            let problem =
+                format!("row {index} is of class {label}, the training set has {classes}");
+            return Err(Error::config("data.test", problem));
+        }
         let normalisation = Normalisation::new(options.normalise, &data.train);
         let mut store = Store::new(device);
         let parameters = parameters.bind(&mut store, options.seed)?;
@@ -190,13 +203,14 @@ impl Trainer {
 
     /// Updates of one epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        let rows = self.options.batch * self.options.accumulate;
+        let rows = self.options.batch.saturating_mul(self.options.accumulate);
         self.train.rows.div_ceil(rows) as u64
     }
 
     /// Rows of the update that starts at row `offset` of the epoch.
     pub fn update_rows(&self, offset: usize) -> usize {
-        (self.options.batch * self.options.accumulate).min(self.train.rows - offset)
+        let rows = self.options.batch.saturating_mul(self.options.accumulate);
+        rows.min(self.train.rows.saturating_sub(offset))
     }
 
     /// Shuffles the training rows for an epoch: a function of seed and epoch alone.
@@ -238,6 +252,10 @@ impl Trainer {
     /// `offset` is past the end, or recording fails.
     pub fn step(&mut self, step: u64, offset: usize, rate: f64) -> Result<f64> {
         let rows = self.update_rows(offset);
+        if rows == 0 {
+            let problem = format!("row {offset} is past the end: there are {}", self.train.rows);
+            return Err(Error::operation("step", problem));
+        }
         self.prepare_step(rows)?;
         let (_, counter) = self.parameters.randomness();
         self.optimizer.prepare(self.store.control_mut(), step, rate, 1.0);

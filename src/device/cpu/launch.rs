@@ -84,7 +84,9 @@ impl Launch {
         let mut launch = self.rows(rows, rows_per_chunk, body);
         if let Some(phase) = launch.phases.last_mut() {
             phase.partials = partials;
-            launch.scratch = launch.scratch.max(phase.chunks * partials);
+            let elements = phase.chunks.checked_mul(partials);
+            let elements = elements.expect("partial results fit into the address space");
+            launch.scratch = launch.scratch.max(elements);
         }
         launch
     }
@@ -145,6 +147,8 @@ impl<'a> Chunk<'a> {
 
     fn start<T: Element>(&self, span: &Span) -> *mut T {
         assert_eq!(span.dtype, T::DTYPE, "a kernel reads a tensor as another type than it has");
+        // `Element` is a safe trait: what it says of a foreign type need not be true.
+        assert_eq!(size_of::<T>(), T::DTYPE.size(), "an element has another size than its type");
         // SAFETY: `Program` checks before a replay that every span lies within its region.
         unsafe { self.bases[span.region].load(Ordering::Relaxed).add(span.offset).cast::<T>() }
     }

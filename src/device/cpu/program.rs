@@ -245,17 +245,26 @@ impl Program {
     ///
     /// # Panics
     /// If items of one stage would write what another one of the same stage touches, if an item
-    /// of several tasks has one with more than one chunk, or if a node's phases are out of order.
+    /// of several tasks has one with more than one chunk, if a node's phases are out of order, or
+    /// if a span is not aligned, reaches past the address space, or is too small for the scratch
+    /// memory of its launch.
     pub fn new(nodes: Vec<Bound>, stages: &[Vec<Item>], regions: usize, threads: usize) -> Program {
         assert!(threads > 0, "a team has at least one thread");
-        check(&nodes, stages);
         let mut needed = vec![0; regions];
         for node in &nodes {
             for span in node.inputs.iter().chain(&node.outputs).chain([&node.scratch]) {
                 assert_eq!(span.offset % span.dtype.size(), 0, "a tensor is not aligned");
-                needed[span.region] = needed[span.region].max(span.offset + span.bytes());
+                // Checked: with a sum that wraps, `bind` would accept a region that is too small.
+                let bytes = span.len.checked_mul(span.dtype.size());
+                let end = bytes.and_then(|bytes| span.offset.checked_add(bytes));
+                let end = end.expect("a tensor lies within the address space");
+                needed[span.region] = needed[span.region].max(end);
             }
+            let scratch = &node.scratch;
+            let enough = scratch.len >= node.launch.scratch_elements();
+            assert!(enough && scratch.dtype == DType::F32, "a node has too little scratch memory");
         }
+        check(&nodes, stages);
         let (mut units, mut queues, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
         let mut counts = Vec::new();
         for stage in stages {
@@ -477,4 +486,88 @@ pub fn conflicts(a: &Bound, b: &Bound) -> bool {
         })
     };
     hits(a, b) || hits(b, a)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(offset: usize, len: usize) -> Span {
+        Span { region: 0, offset, len, dtype: DType::F32, in_place: false }
+    }
+
+    fn program(launch: Launch, output: Span, scratch: Span) -> Program {
+        let phases = launch.chunks().count();
+        let stages: Vec<Vec<Item>> =
+            (0..phases).map(|phase| vec![vec![Task { node: 0, phase }]]).collect();
+        Program::new(
+            vec![Bound { launch, inputs: vec![], outputs: vec![output], scratch }],
+            &stages,
+            1,
+        )
+    }
+
+    fn refused(launch: impl FnOnce() -> Launch, output: Span, scratch: Span) {
+        let made = catch_unwind(AssertUnwindSafe(|| program(launch(), output, scratch)));
+        assert!(made.is_err());
+    }
+
+    #[test]
+    fn spans_past_the_address_space_are_refused() {
+        let none = span(0, 0);
+        refused(|| Launch::new("test").serial(|_| {}), span(64, usize::MAX / 4), none);
+        refused(|| Launch::new("test").serial(|_| {}), span(usize::MAX - 3, 1), none);
+        refused(|| Launch::new("test").serial(|_| {}), span(0, 1 << 62), none);
+    }
+
+    #[test]
+    fn scratch_memory_is_as_large_as_the_launch_says() {
+        let partials = || Launch::new("test").rows_with_partials(4, 1, 8, |_| {});
+        refused(partials, span(0, 4), span(64, 31));
+        program(partials(), span(0, 4), span(64, 32));
+        let wraps = || Launch::new("test").rows_with_partials(4, 1, 1 << 62, |_| {});
+        refused(wraps, span(0, 4), span(64, 0));
+    }
+
+    #[test]
+    fn an_element_is_as_large_as_its_type() {
+        #[derive(Clone, Copy)]
+        #[repr(C)]
+        struct Wide([f32; 64]);
+        // SAFETY: an array of f32 has no padding, and every bit pattern is one.
+        unsafe impl bytemuck::Zeroable for Wide {}
+        // SAFETY: as above.
+        unsafe impl bytemuck::Pod for Wide {}
+        impl crate::tensor::Element for Wide {
+            const DTYPE: DType = DType::F32;
+        }
+        let launch = Launch::new("test").serial(|chunk| {
+            chunk.output::<Wide>(0)[0] = Wide([1.0; 64]);
+        });
+        let mut program = program(launch, span(0, 1), span(0, 0));
+        let team = Team::new(1).expect("a thread");
+        let mut memory = Memory::zeroed(64);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            program.replay(&team, [&mut memory].into_iter(), &Control::new());
+        }));
+        assert!(outcome.is_err());
+    }
+
+    #[test]
+    fn a_kernel_that_panics_in_the_middle_leaves_nobody_waiting() {
+        let launch = Launch::new("test")
+            .rows(64, 1, |_| {})
+            .rows(64, 1, |chunk| assert_ne!(chunk.index(), 33, "as asked"))
+            .rows(64, 1, |chunk| chunk.output::<f32>(0).fill(1.0));
+        let mut program = program(launch, span(0, 64), span(0, 0));
+        let team = Team::new(3).expect("threads");
+        let mut memory = Memory::zeroed(256);
+        for _ in 0..20 {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                program.replay(&team, [&mut memory].into_iter(), &Control::new());
+            }));
+            assert!(outcome.is_err());
+        }
+        assert!(memory.bytes().iter().all(|&byte| byte == 0), "a phase ran after the panic");
+    }
 }

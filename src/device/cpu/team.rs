@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-/// How often a waiting thread looks before it goes to sleep (some 50 us). Short when there are more
-/// threads than processors, since then whoever spins keeps the awaited thread from running.
-const SPINS: u32 = 20_000;
+/// How often a waiting thread looks before it goes to sleep: some 50 us, for a training loop offers
+/// the next step sooner. Short when there are more threads than processors, since then whoever spins
+/// keeps the awaited thread from running.
+const SPINS: u32 = 2000;
 const SPINS_OVERSUBSCRIBED: u32 = 50;
 
 /// A word that threads wait for: spin first, then park.

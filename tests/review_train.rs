@@ -1,0 +1,182 @@
+//! Runs at their edges: sets of one row, batches larger than the set, ends that are resumed.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use twoclocks::data::{Dataset, Split};
+use twoclocks::nn::{LayerConfig, Parameters, Sequential};
+use twoclocks::runs::{Checkpoint, Record, RunFolder};
+use twoclocks::train::{self, Config, Observer, Progress, Reason, TrainOptions, Trainer};
+use twoclocks::{Device, Error};
+
+fn trainer(split: &Split, batch: usize, accumulate: usize) -> twoclocks::Result<Trainer> {
+    let layers = [LayerConfig::Linear {
+        name: None,
+        inputs: None,
+        outputs: split.train.classes(),
+        activation: Default::default(),
+        bias: true,
+        initial: None,
+    }];
+    let mut parameters = Parameters::new();
+    let model = Sequential::new(&layers, split.train.shape(), &mut parameters)?;
+    let options = TrainOptions { batch, accumulate, ..TrainOptions::default() };
+    Trainer::new(&Device::cpu(2)?, Box::new(model), parameters, split, options)
+}
+
+fn rows(labels: &[u32], classes: usize) -> Dataset {
+    let values = (0..labels.len() * 2).map(|i| (i % 7) as f32).collect();
+    Dataset::from_arrays(values, 2, labels.to_vec(), classes).expect("a data set")
+}
+
+#[test]
+fn small_sets_large_batches_and_offsets_past_the_end() {
+    let split = Split { train: rows(&[0, 1, 0, 1, 1], 2), test: rows(&[1], 2) };
+    for (batch, accumulate) in [(1000, 1), (2, 2), (2, 5), (1 << 40, 1 << 40)] {
+        let mut trainer = trainer(&split, batch, accumulate).expect("a trainer");
+        trainer.start_epoch(0).expect("an epoch");
+        let (mut offset, mut step) = (0, 0);
+        while offset < trainer.rows() {
+            step += 1;
+            assert!(trainer.step(step, offset, 0.01).expect("a step").is_finite());
+            offset += trainer.update_rows(offset);
+        }
+        assert_eq!(step, trainer.steps_per_epoch());
+        for offset in [5, 6, usize::MAX] {
+            let error = trainer.step(step + 1, offset, 0.01).expect_err("past the end");
+            assert!(error.to_string().contains("past the end"), "{error}");
+        }
+        let review = trainer.review().expect("a review");
+        assert!(review.accuracy == 0.0 || review.accuracy == 1.0);
+    }
+}
+
+#[test]
+fn sets_of_different_classes_or_features_are_refused() {
+    let split = Split { train: rows(&[0, 1, 1], 2), test: rows(&[2], 3) };
+    assert!(matches!(trainer(&split, 2, 1), Err(Error::Config { .. })));
+    let wide = Dataset::from_arrays(vec![1.0; 3], 3, vec![1], 2).expect("a data set");
+    let split = Split { train: rows(&[0, 1, 1], 2), test: wide };
+    assert!(matches!(trainer(&split, 2, 1), Err(Error::Config { .. })));
+}
+
+/// A folder for one test, removed at its end.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let folder = std::env::temp_dir().join(format!("twoclocks-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder for the test");
+        Scratch(folder)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn config(bound: &str) -> Config {
+    let text = format!(
+        r#"
+recipe = "edge"
+seed = 3
+threads = 2
+[data]
+source = "digits"
+[model]
+layers = [
+    {{ kind = "flatten" }},
+    {{ kind = "dropout", p = 0.25 }},
+    {{ kind = "linear", outputs = 10 }},
+]
+[optimizer]
+kind = "adamw"
+rate = 3e-3
+[train]
+batch = 16
+accumulate = 3
+{bound}
+review_share = 10.0
+"#
+    );
+    Config::parse(&text, "test").expect("a configuration")
+}
+
+/// Sets `stop` after so many steps of this process.
+struct StopAfter<'a>(u64, &'a AtomicBool);
+
+impl Observer for StopAfter<'_> {
+    fn step(&mut self, _progress: &Progress) {
+        self.0 -= 1;
+        self.1.store(self.0 == 0, Ordering::Relaxed);
+    }
+}
+
+fn bits(run: &Path) -> Vec<(String, Vec<u32>)> {
+    let checkpoint = Checkpoint::load(&run.join("model.safetensors")).expect("a checkpoint");
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+    checkpoint.tensors.into_iter().map(|(name, _, values)| (name, bits(values))).collect()
+}
+
+fn record(run: &Path) -> Record {
+    Record::load(&RunFolder::open(run).expect("a run")).expect("a readable run")
+}
+
+#[test]
+fn a_run_interrupted_again_and_again_ends_with_the_same_bits() {
+    let scratch = Scratch::new("again");
+    let never = AtomicBool::new(false);
+    let config = config("epochs = 3");
+    let whole = train::run(&config, &scratch.0.join("whole"), &mut train::Silent, &never);
+    let whole = whole.expect("a run").done;
+    // Before the first step; then at steps in the middle, and at the ends, of epochs.
+    let stop = AtomicBool::new(true);
+    let parts = train::run(&config, &scratch.0.join("parts"), &mut train::Silent, &stop);
+    let parts = parts.expect("a run");
+    assert_eq!((parts.reason, parts.done.step), (Reason::Interrupted, 0));
+    let run = Path::new(&parts.done.run).to_owned();
+    let mut left = whole.step;
+    for steps in [1, whole.step / 3 - 1, 1, 5] {
+        stop.store(false, Ordering::Relaxed);
+        let outcome = train::resume(&run, &mut StopAfter(steps, &stop), &stop).expect("resumed");
+        assert_eq!(outcome.reason, Reason::Interrupted);
+        left -= steps;
+        // A journal whose last line was not written to its end.
+        let journal = run.join("metrics.jsonl");
+        let text = std::fs::read(&journal).expect("a journal");
+        std::fs::write(&journal, &text[..text.len() - 7]).expect("cut");
+    }
+    let outcome = train::resume(&run, &mut StopAfter(left + 1, &never), &never).expect("resumed");
+    assert_eq!((outcome.reason, outcome.done.step), (Reason::Epochs, whole.step));
+    assert_eq!(bits(&run), bits(Path::new(&whole.run)));
+    let steps = |run: &Path| -> Vec<(u64, u64)> {
+        record(run).steps.iter().map(|row| (row.step, row.loss.to_bits())).collect()
+    };
+    assert_eq!(steps(&run), steps(Path::new(&whole.run)));
+}
+
+#[test]
+fn a_finished_run_that_is_resumed_stays_as_it_was() {
+    let never = AtomicBool::new(false);
+    for (name, bound, reason) in [
+        ("epochs", "epochs = 2", Reason::Epochs),
+        ("time", "seconds = 0.02", Reason::Time),
+        ("target", "epochs = 40\ntarget_acc = 0.3", Reason::Target),
+    ] {
+        let scratch = Scratch::new(name);
+        let first = train::run(&config(bound), &scratch.0, &mut train::Silent, &never);
+        let first = first.expect("a run");
+        assert_eq!(first.reason, reason);
+        let run = Path::new(&first.done.run);
+        let (weights, journal) = (bits(run), record(run));
+        for _ in 0..2 {
+            let again = train::resume(run, &mut train::Silent, &never).expect("resumed");
+            assert_eq!((again.reason, again.done.step), (reason, first.done.step));
+            assert_eq!(again.done.test_acc, first.done.test_acc);
+            assert_eq!(bits(run), weights);
+            let found = record(run);
+            assert_eq!((&found.steps, &found.epochs), (&journal.steps, &journal.epochs), "{name}");
+        }
+    }
+}
