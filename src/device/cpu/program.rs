@@ -496,7 +496,7 @@ mod tests {
         Span { region: 0, offset, len, dtype: DType::F32, in_place: false }
     }
 
-    fn program(launch: Launch, output: Span, scratch: Span) -> Program {
+    fn program(launch: Launch, output: Span, scratch: Span, threads: usize) -> Program {
         let phases = launch.chunks().count();
         let stages: Vec<Vec<Item>> =
             (0..phases).map(|phase| vec![vec![Task { node: 0, phase }]]).collect();
@@ -504,11 +504,12 @@ mod tests {
             vec![Bound { launch, inputs: vec![], outputs: vec![output], scratch }],
             &stages,
             1,
+            threads,
         )
     }
 
     fn refused(launch: impl FnOnce() -> Launch, output: Span, scratch: Span) {
-        let made = catch_unwind(AssertUnwindSafe(|| program(launch(), output, scratch)));
+        let made = catch_unwind(AssertUnwindSafe(|| program(launch(), output, scratch, 1)));
         assert!(made.is_err());
     }
 
@@ -524,7 +525,7 @@ mod tests {
     fn scratch_memory_is_as_large_as_the_launch_says() {
         let partials = || Launch::new("test").rows_with_partials(4, 1, 8, |_| {});
         refused(partials, span(0, 4), span(64, 31));
-        program(partials(), span(0, 4), span(64, 32));
+        program(partials(), span(0, 4), span(64, 32), 1);
         let wraps = || Launch::new("test").rows_with_partials(4, 1, 1 << 62, |_| {});
         refused(wraps, span(0, 4), span(64, 0));
     }
@@ -544,7 +545,7 @@ mod tests {
         let launch = Launch::new("test").serial(|chunk| {
             chunk.output::<Wide>(0)[0] = Wide([1.0; 64]);
         });
-        let mut program = program(launch, span(0, 1), span(0, 0));
+        let mut program = program(launch, span(0, 1), span(0, 0), 1);
         let team = Team::new(1).expect("a thread");
         let mut memory = Memory::zeroed(64);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -559,7 +560,7 @@ mod tests {
             .rows(64, 1, |_| {})
             .rows(64, 1, |chunk| assert_ne!(chunk.index(), 33, "as asked"))
             .rows(64, 1, |chunk| chunk.output::<f32>(0).fill(1.0));
-        let mut program = program(launch, span(0, 64), span(0, 0));
+        let mut program = program(launch, span(0, 64), span(0, 0), 3);
         let team = Team::new(3).expect("threads");
         let mut memory = Memory::zeroed(256);
         for _ in 0..20 {
