@@ -419,3 +419,37 @@ fn every_line_of_bench_and_profile_is_json() {
         }
     }
 }
+
+#[test]
+fn a_closed_pipe_is_no_panic_and_does_not_end_a_run() {
+    let scratch = Scratch::new("pipe");
+    let out = scratch.path().join("runs");
+    // Both ends of standard output and of standard error are closed before the first line.
+    let mut child = twoclocks()
+        .args(["train", "digits", "--json", "--epochs", "2", "--out"])
+        .arg(&out)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    let shown = twoclocks().args(["runs", "--json", "--out"]).arg(&out).output().expect("runs");
+    assert_eq!(json_lines(&shown)[0]["state"], "finished", "{}", text(&shown));
+
+    let run = json_lines(&shown)[0]["name"].as_str().expect("a name").to_owned();
+    let run = out.join(run).display().to_string();
+    for arguments in [&["runs", "show", &run][..], &["train", "--print-config"], &["doctor"]] {
+        let command = &mut twoclocks();
+        let mut child = command
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output));
+        assert!(output.stderr.is_empty(), "{arguments:?}: {}", text(&output));
+    }
+}

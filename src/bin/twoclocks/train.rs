@@ -54,7 +54,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         None => Some(configure(&args)?),
     };
     if let (true, Some(config)) = (args.print_config, &config) {
-        print!("{}", config.to_toml());
+        output::say!("{}", config.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     let handler = Arc::clone(&stop);
@@ -76,17 +76,18 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     };
     if !args.quiet {
         match outcome.reason {
-            Reason::Interrupted => {
-                eprintln!("interrupted; go on with: twoclocks train --resume {}", outcome.done.run)
-            }
-            _ => eprintln!("report: {}/report.html", outcome.done.run),
+            Reason::Interrupted => output::note(format_args!(
+                "interrupted; go on with: twoclocks train --resume {}",
+                outcome.done.run
+            )),
+            _ => output::note(format_args!("report: {}/report.html", outcome.done.run)),
         }
     }
     if outcome.missed_target {
-        eprintln!(
+        output::note(format_args!(
             "error: the target accuracy was not reached: {:.2} %",
             outcome.done.test_acc * 100.0
-        );
+        ));
         return Ok(ExitCode::from(1));
     }
     Ok(ExitCode::SUCCESS)
@@ -156,7 +157,7 @@ impl Screen {
 
     fn say(&self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.bar.suspend(|| output::note(format_args!("{text}")));
         }
     }
 }
@@ -208,7 +209,7 @@ impl Observer for Screen {
     fn review(&mut self, epoch: &Epoch) {
         self.accuracy = epoch.test_acc;
         if self.json {
-            println!("{}", Row::from(epoch.clone()).to_json());
+            output::event(Row::from(epoch.clone()).to_json());
         }
         self.say(&format!(
             "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
@@ -227,7 +228,7 @@ impl Observer for Screen {
     fn done(&mut self, done: &Done) {
         self.bar.finish_and_clear();
         if self.json {
-            println!("{}", Row::from(done.clone()).to_json());
+            output::event(Row::from(done.clone()).to_json());
         }
         self.say(&format!(
             "done ({}): test acc {:.2} % after {} of training, {} in all",
