@@ -149,7 +149,8 @@ impl Screen {
             false => ProgressBar::with_draw_target(Some(LENGTH), ProgressDrawTarget::stderr()),
         };
         bar.set_style(
-            ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}")
+            // The message is cut at the width of the terminal: a line that wraps is not cleared.
+            ProgressStyle::with_template("{bar:12} {percent:>3} %  {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         Screen { json, quiet, bar, drawn: Instant::now(), accuracy: f64::NAN, budget: 0.0 }
@@ -197,12 +198,12 @@ impl Observer for Screen {
         };
         self.bar.set_position((progress.progress * LENGTH as f64) as u64);
         self.bar.set_message(format!(
-            "epoch {}  step {}  loss {:.4}  {accuracy}{}samples/s  {} left",
-            progress.epoch,
-            progress.step,
+            "{} left  loss {:.4}  {accuracy}{}samples/s  epoch {}  step {}",
+            output::seconds(left),
             progress.loss,
             output::quantity(rows as f64 / seconds),
-            output::seconds(left),
+            progress.epoch,
+            progress.step,
         ));
     }
 
@@ -230,10 +231,13 @@ impl Observer for Screen {
         if self.json {
             output::event(Row::from(done.clone()).to_json());
         }
+        let accuracy = match done.test_acc.is_nan() {
+            true => "not reviewed yet".to_owned(),
+            false => format!("test acc {:.2} %", done.test_acc * 100.0),
+        };
         self.say(&format!(
-            "done ({}): test acc {:.2} % after {} of training, {} in all",
+            "done ({}): {accuracy} after {} of training, {} in all",
             done.reason,
-            done.test_acc * 100.0,
             output::seconds(done.seconds_training),
             output::seconds(done.seconds_total),
         ));
