@@ -265,12 +265,11 @@ fn a_bad_configuration_names_file_line_and_layer() {
     with("syntax.toml", CONFIG.replace("seed = 3", "seed = = 3"), &[":3"]);
     with("rate.toml", CONFIG.replace("3e-3", "-1.0"), &["rate", "-1"]);
     let chain = CONFIG.replace("outputs = 10", "inputs = 32, outputs = 10");
-    let path = write(scratch.path(), "chain.toml", chain);
-    let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
-    refused("chain", &arguments, &["linear4", "32", "64"]);
-    let path = write(scratch.path(), "classes.toml", CONFIG.replace("outputs = 10", "outputs = 9"));
-    let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
-    refused("classes", &arguments, &["9", "10 classes"]);
+    with("chain.toml", chain, &["model.layers[4]", "linear4", "32", "64"]);
+    let classes = CONFIG.replace("outputs = 10", "outputs = 9");
+    with("classes.toml", classes, &["9", "10 classes", "`outputs`"]);
+    let image = CONFIG.replace("    { kind = \"flatten\" },\n", "").replace("= 64", "= 8");
+    with("image.toml", image, &["[8, 10]", "`flatten`"]);
     assert!(!out.exists(), "a refused run left a folder");
 }
 

@@ -28,7 +28,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         return Err(Error::config("--seconds", format!("{} is not a time", args.seconds)));
     }
     let config = args.work.config("digits", args.common.threads)?;
-    let mut trainer = config.trainer()?;
+    let mut trainer = config.trainer().map_err(|error| args.work.name_file(error))?;
     let Device::Cpu(cpu) = trainer.store().device().clone() else {
         return Err(Error::device(config.device, "profiles are for the CPU"));
     };

@@ -70,7 +70,8 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
         (None, Some(config)) => {
             let root = args.out.clone().unwrap_or_else(|| "runs".into());
-            twoclocks::train::run(config, &root, &mut screen, &stop)?
+            twoclocks::train::run(config, &root, &mut screen, &stop)
+                .map_err(|error| args.work.name_file(error))?
         }
         (None, None) => return Err(Error::config("train", "nothing to train")),
     };
