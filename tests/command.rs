@@ -265,12 +265,11 @@ fn a_bad_configuration_names_file_line_and_layer() {
     with("syntax.toml", CONFIG.replace("seed = 3", "seed = = 3"), &[":3"]);
     with("rate.toml", CONFIG.replace("3e-3", "-1.0"), &["rate", "-1"]);
     let chain = CONFIG.replace("outputs = 10", "inputs = 32, outputs = 10");
-    let path = write(scratch.path(), "chain.toml", chain);
-    let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
-    refused("chain", &arguments, &["linear4", "32", "64"]);
-    let path = write(scratch.path(), "classes.toml", CONFIG.replace("outputs = 10", "outputs = 9"));
-    let arguments = ["train", path.to_str().expect("UTF-8"), "--quiet"];
-    refused("classes", &arguments, &["9", "10 classes"]);
+    with("chain.toml", chain, &["model.layers[4]", "linear4", "32", "64"]);
+    let classes = CONFIG.replace("outputs = 10", "outputs = 9");
+    with("classes.toml", classes, &["9", "10 classes", "`outputs`"]);
+    let image = CONFIG.replace("    { kind = \"flatten\" },\n", "").replace("= 64", "= 8");
+    with("image.toml", image, &["[8, 10]", "`flatten`"]);
     assert!(!out.exists(), "a refused run left a folder");
 }
 
@@ -417,5 +416,39 @@ fn every_line_of_bench_and_profile_is_json() {
             let naive = lines.iter().find(|line| line["kernel"] == "naive");
             assert!(naive.is_none(), "a node of the step has no kernel: {naive:?}");
         }
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic_and_does_not_end_a_run() {
+    let scratch = Scratch::new("pipe");
+    let out = scratch.path().join("runs");
+    // Both ends of standard output and of standard error are closed before the first line.
+    let mut child = twoclocks()
+        .args(["train", "digits", "--json", "--epochs", "2", "--out"])
+        .arg(&out)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    let shown = twoclocks().args(["runs", "--json", "--out"]).arg(&out).output().expect("runs");
+    assert_eq!(json_lines(&shown)[0]["state"], "finished", "{}", text(&shown));
+
+    let run = json_lines(&shown)[0]["name"].as_str().expect("a name").to_owned();
+    let run = out.join(run).display().to_string();
+    for arguments in [&["runs", "show", &run][..], &["train", "--print-config"], &["doctor"]] {
+        let command = &mut twoclocks();
+        let mut child = command
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output));
+        assert!(output.stderr.is_empty(), "{arguments:?}: {}", text(&output));
     }
 }

@@ -355,12 +355,15 @@ impl Trainer {
         let found = &tape.tensor_type(logits).shape;
         let wanted = Shape::from([rows, self.classes]);
         if *found != wanted {
+            let given = &found.extents()[1..];
+            let hint = match given.len() {
+                1 => "its `outputs` must be the number of classes",
+                _ => "a `flatten` layer joins the axes of an image",
+            };
             let problem = format!(
-                "a row of the data, of shape {:?}, comes out of the last layer with shape {:?}; \
-                 the data has {} classes (a `flatten` layer joins the axes of an image)",
-                self.row_shape,
-                &found.extents()[1..],
-                self.classes
+                "a row of the data, of shape {:?}, comes out of the last layer with shape {given:?}, \
+                 but the data has {} classes ({hint})",
+                self.row_shape, self.classes
             );
             return Err(Error::config("model.layers", problem));
         }

@@ -161,7 +161,7 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
         }));
         return;
     }
-    println!(
+    output::say!(
         "{:<24} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}",
         row.work,
         output::seconds(median),

@@ -46,25 +46,29 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
         }));
         return Ok(ExitCode::SUCCESS);
     }
-    println!("twoclocks     {}", environment.twoclocks);
-    println!("processor     {}", environment.cpu.as_deref().unwrap_or("unknown"));
-    println!("device        cpu: there is no CUDA backend in this build");
-    println!("threads       {} of {} processors", cpu.threads(), environment.cores.unwrap_or(0));
+    output::say!("twoclocks     {}", environment.twoclocks);
+    output::say!("processor     {}", environment.cpu.as_deref().unwrap_or("unknown"));
+    output::say!("device        cpu: there is no CUDA backend in this build");
+    output::say!(
+        "threads       {} of {} processors",
+        cpu.threads(),
+        environment.cores.unwrap_or(0)
+    );
     for candidate in Isa::ALL {
         let state = match (candidate == isa, candidate.is_available()) {
             (true, _) => format!("chosen: {why}"),
             (false, true) => "there".to_owned(),
             (false, false) => "not on this machine".to_owned(),
         };
-        println!("{:<13} {state}", candidate.name());
+        output::say!("{:<13} {state}", candidate.name());
     }
-    println!("gemm          {engine}");
-    println!("precision     f32 (auto): there are no bf16 kernels for this device");
-    println!("peak          {}FLOP/s, registers only", output::quantity(peak.flops_per_s));
-    println!("cache         {}B/s read", output::quantity(peak.cache_bytes_per_s));
-    println!("memory        {}B/s read", output::quantity(peak.memory_bytes_per_s));
+    output::say!("gemm          {engine}");
+    output::say!("precision     f32 (auto): there are no bf16 kernels for this device");
+    output::say!("peak          {}FLOP/s, registers only", output::quantity(peak.flops_per_s));
+    output::say!("cache         {}B/s read", output::quantity(peak.cache_bytes_per_s));
+    output::say!("memory        {}B/s read", output::quantity(peak.memory_bytes_per_s));
     if !environment.release {
-        println!("note          this is a debug build: it is many times slower");
+        output::say!("note          this is a debug build: it is many times slower");
     }
     Ok(ExitCode::SUCCESS)
 }

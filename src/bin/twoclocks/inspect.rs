@@ -34,7 +34,7 @@ pub fn eval(args: EvalArgs) -> Result<ExitCode> {
             "margin": review.margin,
         }));
     } else {
-        println!(
+        output::say!(
             "test acc {:.2} %  test loss {:.4}  margin {:.2}",
             review.accuracy * 100.0,
             review.loss,
@@ -78,7 +78,7 @@ pub fn runs(args: RunsArgs) -> Result<ExitCode> {
             for summary in &all {
                 match args.json {
                     true => summary_line(summary),
-                    false => println!("{}", one_line(summary)),
+                    false => output::say!("{}", one_line(summary)),
                 }
             }
         }
@@ -117,16 +117,16 @@ fn show(root: &Path, run: &Path, json: bool) -> Result<()> {
     if json {
         summary_line(&record.summary);
         for epoch in record.epochs {
-            println!("{}", twoclocks::runs::Row::from(epoch).to_json());
+            output::say!("{}", twoclocks::runs::Row::from(epoch).to_json());
         }
         if let Some(done) = record.done {
-            println!("{}", twoclocks::runs::Row::from(done).to_json());
+            output::say!("{}", twoclocks::runs::Row::from(done).to_json());
         }
         return Ok(());
     }
-    println!("{}", one_line(&record.summary));
+    output::say!("{}", one_line(&record.summary));
     for epoch in &record.epochs {
-        println!(
+        output::say!(
             "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
              margin {:.2}",
             epoch.epoch,
@@ -139,11 +139,11 @@ fn show(root: &Path, run: &Path, json: bool) -> Result<()> {
         );
     }
     if let Some(environment) = &record.environment {
-        println!("\n{}", serde_json::to_string_pretty(environment).unwrap_or_default());
+        output::say!("\n{}", serde_json::to_string_pretty(environment).unwrap_or_default());
     }
     if let Some(config) = &record.config {
-        println!("\n{config}");
+        output::say!("\n{config}");
     }
-    println!("report: {}", folder.file("report.html").display());
+    output::say!("report: {}", folder.file("report.html").display());
     Ok(())
 }

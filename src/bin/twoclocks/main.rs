@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::note(format_args!("error: {error}"));
             ExitCode::from(status(&error))
         }
     }
@@ -111,6 +111,18 @@ fn status(error: &Error) -> u8 {
 }
 
 impl Work {
+    /// Says in which file a model is wrong: the model comes from there, never from a flag.
+    fn name_file(&self, error: Error) -> Error {
+        match (error, &self.work) {
+            (Error::Config { place, problem }, Some(file))
+                if file.ends_with(".toml") && place.starts_with("model.") =>
+            {
+                Error::config(format!("{file}: {place}"), problem)
+            }
+            (error, _) => error,
+        }
+    }
+
     /// The configuration that the flags describe; `default` is the recipe without any.
     fn config(&self, default: &str, threads: Option<usize>) -> Result<twoclocks::train::Config> {
         use twoclocks::train::{Config, Precision, recipe};

@@ -1,12 +1,41 @@
 //! Standard output for programs, standard error for people.
 
 use serde_json::Value;
-use std::io::Write;
+use std::fmt::{Arguments, Display};
+use std::io::{ErrorKind, Write};
 
-/// Prints one JSON object as a line on standard output.
+/// `println!` that ends the command where nobody reads any more, as `| head` does.
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::output::print(format_args!($($argument)*)) };
+}
+pub(crate) use say;
+
+/// Prints a line on standard output. Ends the command quietly where nobody reads it any more, and
+/// with status 2 where it cannot be written.
+pub fn print(text: Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{text}") {
+        if error.kind() == ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        note(format_args!("error: standard output: cannot write: {error}"));
+        std::process::exit(2);
+    }
+}
+
+/// Prints one JSON object as a line on standard output, as [`print`] does.
 pub fn line(value: &Value) {
-    // Nobody may be reading any more: that must not end a training run.
-    let _ = writeln!(std::io::stdout().lock(), "{value}");
+    print(format_args!("{value}"));
+}
+
+/// Prints a line of a training run on standard output, which nobody may read any more: that must
+/// not end the run.
+pub fn event(line: impl Display) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+/// Prints a line for people on standard error, which nobody may read any more.
+pub fn note(text: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// `12.3 ms`, `4.56 s`: three digits and a unit.

@@ -28,7 +28,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         return Err(Error::config("--seconds", format!("{} is not a time", args.seconds)));
     }
     let config = args.work.config("digits", args.common.threads)?;
-    let mut trainer = config.trainer()?;
+    let mut trainer = config.trainer().map_err(|error| args.work.name_file(error))?;
     let Device::Cpu(cpu) = trainer.store().device().clone() else {
         return Err(Error::device(config.device, "profiles are for the CPU"));
     };
@@ -66,9 +66,16 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
     let sum: f64 = medians.iter().sum();
     let (mut floor_sum, nodes) = (0.0, recording.nodes());
     if !args.common.json {
-        println!(
+        output::say!(
             "{:<34} {:<18} {:>10} {:>6} {:>10} {:>7}  {:>14} {:>12}",
-            "node", "kernel", "time", "share", "floor", "ratio", "FLOP/s", "B/s"
+            "node",
+            "kernel",
+            "time",
+            "share",
+            "floor",
+            "ratio",
+            "FLOP/s",
+            "B/s"
         );
     }
     for (node, &seconds) in nodes.iter().zip(&medians) {
@@ -88,7 +95,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
                 "ratio_to_floor": seconds / floor,
             }));
         } else {
-            println!(
+            output::say!(
                 "{:<34} {:<18} {:>10} {:>5.1}% {:>10} {:>7.1}  {:>14} {:>12}",
                 node.label,
                 node.kernel,
@@ -118,7 +125,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
             "cache_bytes_per_s": peak.cache_bytes_per_s,
         }));
     } else {
-        println!(
+        output::say!(
             "\n{} nodes in {} stages; the whole step {}, node after node {}, floor {}",
             nodes.len(),
             recording.stages(),
@@ -126,13 +133,13 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
             output::seconds(sum),
             output::seconds(floor_sum),
         );
-        println!(
+        output::say!(
             "arena {}B (alive at once {}B, without sharing {}B)",
             output::quantity(memory.arena_bytes as f64),
             output::quantity(memory.live_bytes as f64),
             output::quantity(memory.unshared_bytes as f64),
         );
-        println!(
+        output::say!(
             "peaks of this run: {}FLOP/s, cache {}B/s, memory {}B/s",
             output::quantity(peak.flops_per_s),
             output::quantity(peak.cache_bytes_per_s),

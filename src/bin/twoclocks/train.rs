@@ -54,7 +54,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         None => Some(configure(&args)?),
     };
     if let (true, Some(config)) = (args.print_config, &config) {
-        print!("{}", config.to_toml());
+        output::say!("{}", config.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     let handler = Arc::clone(&stop);
@@ -70,23 +70,25 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
         (None, Some(config)) => {
             let root = args.out.clone().unwrap_or_else(|| "runs".into());
-            twoclocks::train::run(config, &root, &mut screen, &stop)?
+            twoclocks::train::run(config, &root, &mut screen, &stop)
+                .map_err(|error| args.work.name_file(error))?
         }
         (None, None) => return Err(Error::config("train", "nothing to train")),
     };
     if !args.quiet {
         match outcome.reason {
-            Reason::Interrupted => {
-                eprintln!("interrupted; go on with: twoclocks train --resume {}", outcome.done.run)
-            }
-            _ => eprintln!("report: {}/report.html", outcome.done.run),
+            Reason::Interrupted => output::note(format_args!(
+                "interrupted; go on with: twoclocks train --resume {}",
+                outcome.done.run
+            )),
+            _ => output::note(format_args!("report: {}/report.html", outcome.done.run)),
         }
     }
     if outcome.missed_target {
-        eprintln!(
+        output::note(format_args!(
             "error: the target accuracy was not reached: {:.2} %",
             outcome.done.test_acc * 100.0
-        );
+        ));
         return Ok(ExitCode::from(1));
     }
     Ok(ExitCode::SUCCESS)
@@ -148,7 +150,8 @@ impl Screen {
             false => ProgressBar::with_draw_target(Some(LENGTH), ProgressDrawTarget::stderr()),
         };
         bar.set_style(
-            ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}")
+            // The message is cut at the width of the terminal: a line that wraps is not cleared.
+            ProgressStyle::with_template("{bar:12} {percent:>3} %  {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         Screen { json, quiet, bar, drawn: Instant::now(), accuracy: f64::NAN, budget: 0.0 }
@@ -156,7 +159,7 @@ impl Screen {
 
     fn say(&self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.bar.suspend(|| output::note(format_args!("{text}")));
         }
     }
 }
@@ -196,19 +199,19 @@ impl Observer for Screen {
         };
         self.bar.set_position((progress.progress * LENGTH as f64) as u64);
         self.bar.set_message(format!(
-            "epoch {}  step {}  loss {:.4}  {accuracy}{}samples/s  {} left",
-            progress.epoch,
-            progress.step,
+            "{} left  loss {:.4}  {accuracy}{}samples/s  epoch {}  step {}",
+            output::seconds(left),
             progress.loss,
             output::quantity(rows as f64 / seconds),
-            output::seconds(left),
+            progress.epoch,
+            progress.step,
         ));
     }
 
     fn review(&mut self, epoch: &Epoch) {
         self.accuracy = epoch.test_acc;
         if self.json {
-            println!("{}", Row::from(epoch.clone()).to_json());
+            output::event(Row::from(epoch.clone()).to_json());
         }
         self.say(&format!(
             "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
@@ -227,12 +230,15 @@ impl Observer for Screen {
     fn done(&mut self, done: &Done) {
         self.bar.finish_and_clear();
         if self.json {
-            println!("{}", Row::from(done.clone()).to_json());
+            output::event(Row::from(done.clone()).to_json());
         }
+        let accuracy = match done.test_acc.is_nan() {
+            true => "not reviewed yet".to_owned(),
+            false => format!("test acc {:.2} %", done.test_acc * 100.0),
+        };
         self.say(&format!(
-            "done ({}): test acc {:.2} % after {} of training, {} in all",
+            "done ({}): {accuracy} after {} of training, {} in all",
             done.reason,
-            done.test_acc * 100.0,
             output::seconds(done.seconds_training),
             output::seconds(done.seconds_total),
         ));
