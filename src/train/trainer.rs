@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Bound, Forward, Mode, Module, Parameters};
 use crate::ops::{self, Recorder, Var};
 use crate::optim::{Optimizer, OptimizerConfig, Segment};
+use crate::runs::Environment;
 use crate::tape::{Cache, NotFinite, Recording, Region, Store, Tape};
 use crate::tensor::{DType, Shape};
 use std::collections::HashMap;
@@ -100,8 +101,8 @@ impl Trainer {
     /// Puts the model's parameters and the data onto the device.
     ///
     /// # Errors
-    /// The model does not fit the data (the error names the layer), a parameter is not used, the
-    /// options cannot be used, or a data set is empty.
+    /// The model does not fit the data (the error names the layer) or memory, a parameter is
+    /// not used, the options cannot be used, or a data set is empty.
     pub fn new(
         device: &Device,
         model: Box<dyn Module>,
@@ -118,6 +119,9 @@ impl Trainer {
                 return Err(Error::config(format!("data.{name}"), "the set has no rows"));
             }
         }
+        // Weights, their gradients and as much again for the optimizer.
+        let bytes = 4.0 * parameters.flat_len() as f64 * size_of::<f32>() as f64;
+        Environment::require_memory("the model with its optimizer", bytes)?;
         let normalisation = Normalisation::new(options.normalise, &data.train);
         let mut store = Store::new(device);
         let parameters = parameters.bind(&mut store, options.seed)?;
@@ -194,9 +198,9 @@ impl Trainer {
         self.train.rows.div_ceil(rows) as u64
     }
 
-    /// Rows of the update that starts at row `offset` of the epoch.
+    /// Rows of the update that starts at row `offset` of the epoch; 0 past the end.
     pub fn update_rows(&self, offset: usize) -> usize {
-        (self.options.batch * self.options.accumulate).min(self.train.rows - offset)
+        (self.options.batch * self.options.accumulate).min(self.train.rows.saturating_sub(offset))
     }
 
     /// Shuffles the training rows for an epoch: a function of seed and epoch alone.
@@ -238,6 +242,10 @@ impl Trainer {
     /// `offset` is past the end, or recording fails.
     pub fn step(&mut self, step: u64, offset: usize, rate: f64) -> Result<f64> {
         let rows = self.update_rows(offset);
+        if rows == 0 {
+            let problem = format!("row {offset} is past the end: there are {}", self.train.rows);
+            return Err(Error::operation("step", problem));
+        }
         self.prepare_step(rows)?;
         let (_, counter) = self.parameters.randomness();
         self.optimizer.prepare(self.store.control_mut(), step, rate, 1.0);
