@@ -274,6 +274,9 @@ fn a_bad_configuration_names_file_line_and_layer() {
     let useless = CONFIG.replace("source = \"digits\"", "source = \"digits\"\nlabel = \"a\"");
     with("useless.toml", useless, &["data.label", "no use"]);
     with("rate.toml", CONFIG.replace("3e-3", "-1.0"), &["rate", "-1"]);
+    let scaled =
+        CONFIG.replace("kind = \"flatten\"", "kind = \"embedding\", entries = 17, width = 2");
+    with("scaled.toml", scaled, &["data.normalise", "whole numbers"]);
     let chain = CONFIG.replace("outputs = 10", "inputs = 32, outputs = 10");
     with("chain.toml", chain, &["model.layers[4]", "linear4", "32", "64"]);
     let classes = CONFIG.replace("outputs = 10", "outputs = 9");

@@ -236,6 +236,12 @@ impl Config {
             let problem = format!("{} is not a time", self.train.checkpoint_seconds);
             return refuse("train.checkpoint_seconds", problem);
         }
+        if let Some(LayerConfig::Embedding { .. }) = self.model.layers.first()
+            && self.data.normalise != NormaliseConfig::None
+        {
+            let problem = "an `embedding` takes whole numbers: use normalise = \"none\"";
+            return refuse("data.normalise", problem.into());
+        }
         self.optimizer.validate()?;
         self.schedule.validate()?;
         self.data.source()?;

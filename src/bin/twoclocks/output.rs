@@ -45,7 +45,7 @@ pub fn budget(seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|time| !time.is_zero())
-        .ok_or_else(|| Error::config("--seconds", format!("{seconds} is not a time")))
+        .ok_or_else(|| Error::config("--seconds", format!("{seconds:?} is not a time")))
 }
 
 /// `12.3 ms`, `4.56 s`: three digits and a unit.
