@@ -81,6 +81,8 @@ fn without_arguments_it_trains_the_digits() {
     let scored = twoclocks().args(["eval", "--json"]).arg(folder.path()).output().expect("eval");
     let lines = json_lines(&scored);
     assert_eq!(lines[0]["test_acc"].as_f64(), Some(accuracy), "{}", text(&scored));
+    let folder = folder.path().display().to_string();
+    refused("threads", &["eval", &folder, "--threads", "10000000"], &["10000000 threads"]);
 }
 
 #[test]
@@ -241,11 +243,17 @@ fn bad_arguments_are_refused_before_anything_is_written() {
     run(&["digits", "--device", "cuda:0"], &["cuda:0"]);
     run(&["digits", "--device", "tpu"], &["tpu"]);
     run(&["digits", "--precision", "bf16"], &["bf16"]);
+    run(&["digits", "--data", "elsewhere"], &["data.path", "digits", "no use"]);
     run(&["mnist", "--data", "/nonexistent/mnist"], &["/nonexistent/mnist"]);
     assert!(!scratch.path().join("runs").exists(), "a refused run left a folder");
     refused("eval", &["eval", "/nonexistent/run"], &["/nonexistent/run"]);
     refused("flag", &["train", "--nosuch"], &["--nosuch"]);
     refused("sizes", &["bench", "gemm", "1x2"], &["1x2", "MxNxK"]);
+    for what in ["bench", "profile"] {
+        for time in ["0", "1e300", "nan", "1e-300"] {
+            refused(what, &[what, "--seconds", time], &["--seconds", "is not a time"]);
+        }
+    }
     let forced = twoclocks().env("TWOCLOCKS_ISA", "sse9").arg("doctor").output().expect("starts");
     assert_eq!(forced.status.code(), Some(2), "{}", text(&forced));
     assert!(String::from_utf8_lossy(&forced.stderr).contains("sse9"));
@@ -263,7 +271,12 @@ fn a_bad_configuration_names_file_line_and_layer() {
     };
     with("typo.toml", CONFIG.replace("epochs", "epoches"), &[":", "epoches"]);
     with("syntax.toml", CONFIG.replace("seed = 3", "seed = = 3"), &[":3"]);
+    let useless = CONFIG.replace("source = \"digits\"", "source = \"digits\"\nlabel = \"a\"");
+    with("useless.toml", useless, &["data.label", "no use"]);
     with("rate.toml", CONFIG.replace("3e-3", "-1.0"), &["rate", "-1"]);
+    let scaled =
+        CONFIG.replace("kind = \"flatten\"", "kind = \"embedding\", entries = 17, width = 2");
+    with("scaled.toml", scaled, &["data.normalise", "whole numbers"]);
     let chain = CONFIG.replace("outputs = 10", "inputs = 32, outputs = 10");
     with("chain.toml", chain, &["model.layers[4]", "linear4", "32", "64"]);
     let classes = CONFIG.replace("outputs = 10", "outputs = 9");

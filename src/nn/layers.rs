@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Recorder, Var};
 use crate::tensor::{DType, Shape};
 
-/// `y = act(x W + b)`: x [batch, inputs], W [inputs, outputs], b [outputs].
+/// `y = act(x W + b)`: x [batch, inputs], W [inputs, outputs], b `[outputs]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Parameter,
@@ -63,7 +63,7 @@ impl Linear {
         self.weight
     }
 
-    /// The bias [outputs].
+    /// The bias `[outputs]`.
     pub fn bias(&self) -> Option<Parameter> {
         self.bias
     }

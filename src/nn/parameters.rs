@@ -72,7 +72,7 @@ impl Parameters {
     /// Declares a parameter.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or no memory could hold so many values.
     pub fn declare(
         &mut self,
         name: impl Into<String>,
@@ -86,7 +86,14 @@ impl Parameters {
         }
         let decay_factor = if role == Role::Weight { 1.0 } else { 0.0 };
         let offset = self.len;
-        self.len = (offset + shape.elements()).next_multiple_of(ALIGNMENT);
+        let elements = shape.extents().iter().try_fold(1usize, |all, &next| all.checked_mul(next));
+        let end =
+            elements.and_then(|len| offset.checked_add(len)?.checked_next_multiple_of(ALIGNMENT));
+        let bytes = end.and_then(|end| end.checked_mul(size_of::<f32>()));
+        self.len =
+            end.filter(|_| bytes.is_some_and(|b| b <= isize::MAX as usize)).ok_or_else(|| {
+                Error::config(&name, format!("a shape of {shape:?} is larger than any memory"))
+            })?;
         let rate_factor = 1.0;
         let info = ParameterInfo { name, shape, offset, role, initial, rate_factor, decay_factor };
         self.infos.push(info);

@@ -54,10 +54,37 @@ impl Environment {
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu: fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| cpu_model(&text)),
             cores: std::thread::available_parallelism().ok().map(usize::from),
-            memory_bytes: fs::read_to_string("/proc/meminfo").ok().and_then(|t| memory_bytes(&t)),
+            memory_bytes: fs::read_to_string("/proc/meminfo")
+                .ok()
+                .and_then(|t| memory_bytes(&t, "MemTotal:")),
             device: device.into(),
             isa: isa.into(),
             threads,
+        }
+    }
+
+    /// Bytes that programs can still have without swapping, where the system tells.
+    pub fn available_memory() -> Option<u64> {
+        let text = fs::read_to_string("/proc/meminfo").ok()?;
+        memory_bytes(&text, "MemAvailable:")
+    }
+
+    /// Refuses what cannot fit into the memory that is left, before the system ends the program
+    /// for it. Where the system does not tell how much is left, nothing is refused.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with both numbers of bytes.
+    pub fn require_memory(what: &str, bytes: f64) -> Result<()> {
+        match Self::available_memory() {
+            Some(left) if bytes > left as f64 => Err(Error::device(
+                "cpu",
+                format!(
+                    "{what} takes {:.1} GB of memory; {:.1} GB are left",
+                    bytes / 1e9,
+                    left as f64 / 1e9
+                ),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -98,9 +125,9 @@ fn cpu_model(cpuinfo: &str) -> Option<String> {
     })
 }
 
-/// `MemTotal` of the text of `/proc/meminfo`, which counts in KiB.
-fn memory_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// A line of the text of `/proc/meminfo`, which counts in KiB.
+fn memory_bytes(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -131,9 +158,12 @@ mod tests {
         assert_eq!(cpu_model(text).as_deref(), Some("implementer 0x41 part 0xd40"));
         assert_eq!(cpu_model(""), None);
         assert_eq!(
-            memory_bytes("MemTotal:       24000000 kB\nMemFree: 1 kB\n"),
+            memory_bytes("MemTotal:       24000000 kB\nMemFree: 1 kB\n", "MemTotal:"),
             Some(24_576_000_000)
         );
-        assert_eq!(memory_bytes("MemTotal: lots\n"), None);
+        assert_eq!(memory_bytes("MemTotal: lots\n", "MemTotal:"), None);
+        let refused = |bytes| Environment::require_memory("a net", bytes);
+        assert!(refused(1.0).is_ok());
+        assert!(Environment::available_memory().is_none() || refused(1e18).is_err());
     }
 }

@@ -236,6 +236,12 @@ impl Config {
             let problem = format!("{} is not a time", self.train.checkpoint_seconds);
             return refuse("train.checkpoint_seconds", problem);
         }
+        if let Some(LayerConfig::Embedding { .. }) = self.model.layers.first()
+            && self.data.normalise != NormaliseConfig::None
+        {
+            let problem = "an `embedding` takes whole numbers: use normalise = \"none\"";
+            return refuse("data.normalise", problem.into());
+        }
         self.optimizer.validate()?;
         self.schedule.validate()?;
         self.data.source()?;
@@ -274,11 +280,28 @@ impl Config {
 }
 
 impl DataConfig {
+    /// A key that is given and that only CSV sets have.
+    fn csv_only(&self) -> (&'static str, bool) {
+        match self.test {
+            Some(_) => ("test", true),
+            None => ("label", self.label.is_some()),
+        }
+    }
+
     /// The source that the configuration names.
     ///
     /// # Errors
-    /// A path is missing that this kind of source needs.
+    /// A key is missing that this kind of source needs, or given and of no use to it.
     pub fn source(&self) -> Result<Source> {
+        let (kind, useless) = match self.source {
+            SourceConfig::Digits => ("digits", [("path", self.path.is_some()), self.csv_only()]),
+            SourceConfig::Idx => ("idx", [("path", false), self.csv_only()]),
+            SourceConfig::Csv => ("csv", [("path", false), ("test", false)]),
+        };
+        if let Some((key, _)) = useless.into_iter().find(|(_, given)| *given) {
+            let problem = format!("source = \"{kind}\" has no use for it");
+            return Err(Error::config(format!("data.{key}"), problem));
+        }
         let path = || {
             self.path.clone().ok_or_else(|| {
                 Error::config("data.path", "is missing: name the data with --data or in the file")

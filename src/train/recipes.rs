@@ -68,6 +68,8 @@ epochs = 40
 label_smoothing = 0.05
 "#;
 
+/// The shortest schedule that found the 98 % for each of ten seeds, with 0.2 % to spare: two epochs
+/// need a short rise, a quick second moment and smoothed labels.
 const MNIST: &str = r#"
 recipe = "mnist"
 
@@ -87,11 +89,14 @@ layers = [
 kind = "adamw"
 rate = 2e-3
 weight_decay = 0.01
+betas = [0.9, 0.98]
 
 [schedule]
 kind = "one_cycle"
+pct_start = 0.1
 
 [train]
 batch = 128
-epochs = 4
+epochs = 2
+label_smoothing = 0.1
 "#;

@@ -184,17 +184,23 @@ impl Config {
         trainer(self, &data)
     }
 
-    /// The trainer of a saved run, with its weights; `data` is another place to read data from.
+    /// The trainer of a saved run, with its weights; `data` is another place to read data from,
+    /// `threads` another number of threads.
     ///
     /// # Errors
     /// The folder is not a run, its checkpoint cannot be read, or the data cannot be used.
-    pub fn saved_trainer(path: &Path, data: Option<&Path>) -> Result<(Config, Trainer)> {
+    pub fn saved_trainer(
+        path: &Path,
+        data: Option<&Path>,
+        threads: Option<usize>,
+    ) -> Result<(Config, Trainer)> {
         let folder = RunFolder::open(path)?;
         let place = folder.file("config.toml").display().to_string();
         let mut config = Config::parse(&folder.config()?, &place)?;
         if let Some(data) = data {
             config.data.path = Some(data.to_owned());
         }
+        config.threads = threads.unwrap_or(config.threads);
         let mut trainer = config.trainer()?;
         state::load_weights(&mut trainer, &folder)?;
         Ok((config, trainer))

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Bound, Forward, Mode, Module, Parameters};
 use crate::ops::{self, Recorder, Var};
 use crate::optim::{Optimizer, OptimizerConfig, Segment};
+use crate::runs::Environment;
 use crate::tape::{Cache, NotFinite, Recording, Region, Store, Tape};
 use crate::tensor::{DType, Shape};
 use std::collections::HashMap;
@@ -100,8 +101,8 @@ impl Trainer {
     /// Puts the model's parameters and the data onto the device.
     ///
     /// # Errors
-    /// The model does not fit the data (the error names the layer), a parameter is not used, the
-    /// options cannot be used, or a data set is empty.
+    /// The model does not fit the data (the error names the layer) or memory, a parameter is
+    /// not used, the options cannot be used, or a data set is empty.
     pub fn new(
         device: &Device,
         model: Box<dyn Module>,
@@ -131,6 +132,9 @@ impl Trainer {
                 format!("row {index} is of class {label}, the training set has {classes}");
             return Err(Error::config("data.test", problem));
         }
+        // Weights, their gradients and as much again for the optimizer.
+        let bytes = 4.0 * parameters.flat_len() as f64 * size_of::<f32>() as f64;
+        Environment::require_memory("the model with its optimizer", bytes)?;
         let normalisation = Normalisation::new(options.normalise, &data.train);
         let mut store = Store::new(device);
         let parameters = parameters.bind(&mut store, options.seed)?;
@@ -207,7 +211,7 @@ impl Trainer {
         self.train.rows.div_ceil(rows) as u64
     }
 
-    /// Rows of the update that starts at row `offset` of the epoch.
+    /// Rows of the update that starts at row `offset` of the epoch; 0 past the end.
     pub fn update_rows(&self, offset: usize) -> usize {
         let rows = self.options.batch.saturating_mul(self.options.accumulate);
         rows.min(self.train.rows.saturating_sub(offset))

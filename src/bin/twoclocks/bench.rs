@@ -11,6 +11,7 @@ use twoclocks::device::cpu::{Cpu, Peak};
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
 use twoclocks::ops;
 use twoclocks::optim::{Optimizer, OptimizerConfig, Segment};
+use twoclocks::runs::Environment;
 use twoclocks::tape::{Recording, Store};
 use twoclocks::train::{TrainOptions, Trainer};
 use twoclocks::{Device, Error, Result, Tape};
@@ -63,9 +64,7 @@ struct Row {
 }
 
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
-    if !(args.seconds > 0.0 && args.seconds.is_finite()) {
-        return Err(Error::config("--seconds", format!("{} is not a time", args.seconds)));
-    }
+    let budget = output::budget(args.seconds)?;
     match args.precision.as_str() {
         "auto" | "f32" => {}
         "bf16" => return Err(Error::device("cpu", "has no bf16 kernels: use --precision f32")),
@@ -87,7 +86,6 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             false => args.sizes.clone(),
         }
     };
-    let budget = Duration::from_secs_f64(args.seconds);
     if !args.common.json {
         eprintln!(
             "{device:?}; peaks of this run: {}FLOP/s, cache {}B/s, memory {}B/s",
@@ -204,6 +202,14 @@ fn sizes<const N: usize>(text: &str, form: &str) -> Result<[usize; N]> {
         .ok_or_else(|| Error::config("sizes", format!("'{text}' is not of the form {form}")))
 }
 
+/// Refuses sizes whose matrices of f32 do not fit into memory.
+fn require(size: &str, matrices: &[[usize; 2]]) -> Result<()> {
+    let elements: f64 = matrices.iter().map(|&[rows, columns]| rows as f64 * columns as f64).sum();
+    // An operand is made on the host before it is copied to its place.
+    let bytes = 2.0 * elements * size_of::<f32>() as f64;
+    Environment::require_memory(&format!("'{size}'"), bytes)
+}
+
 /// A region of small reproducible values.
 fn region(store: &mut Store, len: usize) -> twoclocks::tape::Region {
     let mut random = twoclocks::random::Random::new(1, len as u64);
@@ -217,6 +223,7 @@ fn timed(mut recording: Recording, mut store: Store, budget: Duration) -> Result
 
 fn gemm(device: &Device, size: &str, budget: Duration) -> Result<Row> {
     let [m, n, k] = sizes(size, "MxNxK")?;
+    require(size, &[[m, k], [k, n], [m, n]])?;
     let mut store = Store::new(device);
     let (a, b) = (region(&mut store, m * k), region(&mut store, k * n));
     let mut tape = Tape::new(&store);
@@ -237,6 +244,7 @@ fn gemm(device: &Device, size: &str, budget: Duration) -> Result<Row> {
 
 fn cross_entropy(device: &Device, size: &str, budget: Duration) -> Result<Row> {
     let [rows, classes] = sizes(size, "ROWSxCLASSES")?;
+    require(size, &[[rows, classes], [rows, classes]])?;
     let mut store = Store::new(device);
     let logits = region(&mut store, rows * classes);
     let labels: Vec<u32> = (0..rows).map(|row| (row * 7919 % classes) as u32).collect();
@@ -265,6 +273,8 @@ fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
     if tensors > parameters {
         return Err(Error::config("sizes", format!("'{size}' has more tensors than parameters")));
     }
+    // Weights, gradients, two moments.
+    require(size, &[[parameters, 4]])?;
     let mut store = Store::new(device);
     let (weights, gradients) = (region(&mut store, parameters), region(&mut store, parameters));
     let bound = |i: usize| (i as u128 * parameters as u128 / tensors as u128) as usize;
@@ -362,6 +372,22 @@ fn step(device: &Device, net: &str, budget: Duration) -> Result<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_beyond_memory_are_refused() {
+        if Environment::available_memory().is_some() {
+            let device = Device::cpu(1).unwrap_or_else(|e| panic!("{e}"));
+            let (huge, budget) = (usize::MAX / 2, Duration::from_millis(1));
+            for refused in [
+                gemm(&device, &format!("{huge}x1x1"), budget),
+                cross_entropy(&device, &format!("{huge}x{huge}"), budget),
+                adamw(&device, &format!("{huge}x1"), budget),
+            ] {
+                let error = refused.err().expect("more than any memory").to_string();
+                assert!(error.contains("memory") && error.contains(&huge.to_string()), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn sizes_are_checked() {

@@ -22,7 +22,8 @@ pub struct EvalArgs {
 }
 
 pub fn eval(args: EvalArgs) -> Result<ExitCode> {
-    let (config, mut trainer) = Config::saved_trainer(&args.run, args.data.as_deref())?;
+    let (config, mut trainer) =
+        Config::saved_trainer(&args.run, args.data.as_deref(), args.common.threads)?;
     let review = trainer.review()?;
     if args.common.json {
         output::line(&json!({

@@ -3,6 +3,8 @@
 use serde_json::Value;
 use std::fmt::{Arguments, Display};
 use std::io::{ErrorKind, Write};
+use std::time::Duration;
+use twoclocks::{Error, Result};
 
 /// `println!` that ends the command where nobody reads any more, as `| head` does.
 macro_rules! say {
@@ -36,6 +38,14 @@ pub fn event(line: impl Display) {
 /// Prints a line for people on standard error, which nobody may read any more.
 pub fn note(text: Arguments<'_>) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The time that `--seconds` gives, above 0.
+pub fn budget(seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| Error::config("--seconds", format!("{seconds:?} is not a time")))
 }
 
 /// `12.3 ms`, `4.56 s`: three digits and a unit.

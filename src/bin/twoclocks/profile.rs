@@ -4,7 +4,7 @@ use crate::{Common, Work, output};
 use clap::Args;
 use serde_json::json;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use twoclocks::device::Device;
 use twoclocks::{Error, Result};
 
@@ -24,9 +24,7 @@ pub struct ProfileArgs {
 }
 
 pub fn run(args: ProfileArgs) -> Result<ExitCode> {
-    if !(args.seconds > 0.0 && args.seconds.is_finite()) {
-        return Err(Error::config("--seconds", format!("{} is not a time", args.seconds)));
-    }
+    let budget = output::budget(args.seconds)? / 2;
     let config = args.work.config("digits", args.common.threads)?;
     let mut trainer = config.trainer().map_err(|error| args.work.name_file(error))?;
     let Device::Cpu(cpu) = trainer.store().device().clone() else {
@@ -38,7 +36,6 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         trainer.step(step, 0, 1e-6)?;
     }
     let (recording, store) = trainer.step_recording()?;
-    let budget = Duration::from_secs_f64(args.seconds / 2.0);
 
     let began = Instant::now();
     let mut whole = Vec::new();

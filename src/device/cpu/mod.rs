@@ -19,6 +19,10 @@ pub use team::Team;
 
 use crate::error::{Error, Result};
 
+/// More threads than any machine runs at once. Far beyond it, a system ends the program for lack of
+/// memory maps rather than refuse a thread.
+const MOST_THREADS: usize = 4096;
+
 /// A CPU as a device: an instruction set and a team of threads.
 pub struct Cpu {
     isa: Isa,
@@ -30,7 +34,8 @@ impl Cpu {
     /// that [`Isa::detect`] finds.
     ///
     /// # Errors
-    /// The forced instruction set is not there, or the system refuses to start the threads.
+    /// The forced instruction set is not there, there are more than 4096 threads, or the system
+    /// refuses to start them.
     pub fn new(threads: usize) -> Result<Cpu> {
         Cpu::with_isa(threads, Isa::detect()?)
     }
@@ -44,9 +49,13 @@ impl Cpu {
             return Err(Error::device(isa.name(), "this machine does not have it"));
         }
         let threads = match threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_THREADS)),
             n => n,
         };
+        if threads > MOST_THREADS {
+            let problem = format!("{threads} threads; at most {MOST_THREADS} can be used");
+            return Err(Error::device("cpu", problem));
+        }
         let team = Team::new(threads)
             .map_err(|e| Error::device("cpu", format!("cannot start {threads} threads: {e}")))?;
         Ok(Cpu { isa, team })
