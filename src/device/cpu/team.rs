@@ -219,15 +219,17 @@ fn work(shared: &Shared, index: usize) {
     let mut seen = 0;
     loop {
         shared.start.wait(seen);
-        if shared.stop.load(Ordering::Acquire) {
-            return;
-        }
         // Whoever comes late finds the newest offer; those before it are over.
         let offer = {
             let slot = shared.offer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             seen = slot.0;
             slot.1.clone()
         };
+        // After the offer is taken: a thread that comes late may have taken the one that ends the
+        // team, and no other follows.
+        if shared.stop.load(Ordering::Acquire) {
+            return;
+        }
         match offer {
             Offer::Nothing => {}
             Offer::Anyone(work, ticket) => work.help(index, ticket),
@@ -320,6 +322,16 @@ mod tests {
                 }
                 assert_eq!(work.done.load(Ordering::Acquire), 20);
             }
+        }
+    }
+
+    #[test]
+    fn a_team_ends_also_when_its_threads_are_late() {
+        for _ in 0..3000 {
+            let team = Team::new(3).expect("threads");
+            let work = Arc::new(Counting { next: AtomicU64::new(0), done: AtomicU64::new(0) });
+            team.share(&work, 1);
+            drop(team);
         }
     }
 
