@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 /// How often a waiting thread looks before it goes to sleep: some 50 us, for a training loop offers
 /// the next step sooner. Short when there are more threads than processors, since then whoever spins
 /// keeps the awaited thread from running.
-const SPINS: u32 = 2000;
+const SPINS: u32 = 10_000;
 const SPINS_OVERSUBSCRIBED: u32 = 50;
 
 /// A word that threads wait for: spin first, then park.
