@@ -73,6 +73,14 @@ struct StepKey {
     last: bool,
 }
 
+/// What the host reads after a step.
+#[derive(Clone, Copy)]
+struct StepResults {
+    loss: Var,
+    /// Norm of all gradients, where they are clipped.
+    norm: Option<Var>,
+}
+
 /// Rows of a review batch.
 const REVIEW_ROWS: usize = 512;
 
@@ -91,7 +99,7 @@ pub struct Trainer {
     classes: usize,
     offset: U64Slot,
     steps: Cache<StepKey>,
-    step_losses: HashMap<StepKey, Var>,
+    step_results: HashMap<StepKey, StepResults>,
     reviews: Cache<usize>,
     review_results: HashMap<usize, (Var, Var)>,
     order: Vec<u32>,
@@ -162,7 +170,7 @@ impl Trainer {
             row_shape: data.train.shape().to_vec(),
             classes: data.train.classes(),
             steps: Cache::default(),
-            step_losses: HashMap::new(),
+            step_results: HashMap::new(),
             reviews: Cache::default(),
             review_results: HashMap::new(),
             store,
@@ -240,17 +248,18 @@ impl Trainer {
     /// Records what an update of `rows` rows needs, if it is not recorded yet.
     fn prepare_step(&mut self, rows: usize) -> Result<()> {
         for (key, _) in self.parts(rows) {
-            if !self.step_losses.contains_key(&key) {
-                let (recording, loss) = self.record_step(key)?;
+            if !self.step_results.contains_key(&key) {
+                let (recording, results) = self.record_step(key)?;
                 self.steps.get(key, || Ok(recording))?;
-                self.step_losses.insert(key, loss);
+                self.step_results.insert(key, results);
             }
         }
         Ok(())
     }
 
     /// One update from the rows of the epoch's order that start at `offset`. `step` counts from 1.
-    /// Returns the mean loss, before the update. When the loss is not finite, nothing is updated.
+    /// Returns the mean loss, before the update; NaN when the gradients that are to be
+    /// clipped are not finite. When the result is not finite, nothing is updated.
     ///
     /// # Errors
     /// `offset` is past the end, or recording fails.
@@ -271,8 +280,17 @@ impl Trainer {
             control.set_u64(counter, (step << 16) + number as u64);
             let recording = self.steps.get(key, || unreachable!("prepared above"))?;
             recording.replay(&mut self.store)?;
+            let results = self.step_results[&key];
             let mut loss = [0f32];
-            recording.read_into(self.step_losses[&key], &mut loss)?;
+            recording.read_into(results.loss, &mut loss)?;
+            if let Some(norm) = results.norm {
+                let mut value = [0f32];
+                recording.read_into(norm, &mut value)?;
+                // The optimizer skipped this update; a run that skips all of them is not a run.
+                if !value[0].is_finite() {
+                    return Ok(f64::NAN);
+                }
+            }
             total += f64::from(loss[0]) * (key.rows as f64 / key.total as f64);
             if !loss[0].is_finite() {
                 return Ok(f64::from(loss[0]));
@@ -374,7 +392,7 @@ impl Trainer {
         Ok((logits, batch.labels, read.into_iter().map(|(_, var)| var).collect()))
     }
 
-    fn record_step(&self, key: StepKey) -> Result<(Recording, Var)> {
+    fn record_step(&self, key: StepKey) -> Result<(Recording, StepResults)> {
         let mut tape = Tape::new(&self.store);
         let (logits, labels, weights) =
             self.record_forward(&mut tape, &self.train, key.rows, Mode::Train)?;
@@ -396,12 +414,17 @@ impl Trainer {
                 ops::accumulate(&mut tape, sum, gradient)?;
             }
         }
+        let mut norm = None;
         if key.last {
             let (weights, gradients) = (self.parameters.weights(), self.parameters.gradients());
-            self.optimizer.record(&mut tape, weights, gradients, Some(loss.loss))?;
+            let recorded = self.optimizer.record(&mut tape, weights, gradients, Some(loss.loss))?;
+            norm = recorded.norm;
+        }
+        if let Some(norm) = norm {
+            tape.output(norm)?;
         }
         tape.output(loss.loss)?;
-        Ok((tape.compile(&self.store)?, loss.loss))
+        Ok((tape.compile(&self.store)?, StepResults { loss: loss.loss, norm }))
     }
 
     fn record_review(&self, rows: usize) -> Result<(Recording, (Var, Var))> {
@@ -450,10 +473,10 @@ impl Trainer {
     pub fn step_recording(&mut self) -> Result<(&mut Recording, &mut Store)> {
         let rows = self.options.batch.min(self.train.rows);
         let key = StepKey { rows, total: rows, first: true, last: true };
-        if !self.step_losses.contains_key(&key) {
-            let (recording, loss) = self.record_step(key)?;
+        if !self.step_results.contains_key(&key) {
+            let (recording, results) = self.record_step(key)?;
             self.steps.get(key, || Ok(recording))?;
-            self.step_losses.insert(key, loss);
+            self.step_results.insert(key, results);
         }
         self.store.control_mut().set_u64(self.offset, 0);
         let recording = self.steps.get(key, || unreachable!("recorded above"))?;
