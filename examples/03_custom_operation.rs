@@ -8,7 +8,7 @@ use twoclocks::data::digits;
 use twoclocks::device::Control;
 use twoclocks::device::cpu::simd::{Kernel, Simd, dispatch, map1};
 use twoclocks::device::cpu::{Launch, rows_per_chunk};
-use twoclocks::nn::{Forward, Linear, Module, Parameters};
+use twoclocks::nn::{Flatten, Forward, Linear, Module, Parameters};
 use twoclocks::ops::{self, Activation, Cost, Rule, Site, Values, expect_f32, push_one};
 use twoclocks::train::{TrainOptions, Trainer};
 use twoclocks::{Device, Operation, Recorder, Result, TensorType, Var};
@@ -90,6 +90,7 @@ struct Net {
 
 impl Module for Net {
     fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
+        let x = Flatten.forward(pass, x)?;
         let x = self.hidden.forward(pass, x)?;
         let x = squared_relu(pass.tape, x)?;
         self.out.forward(pass, x)
