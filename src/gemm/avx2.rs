@@ -1,7 +1,9 @@
 //! AVX2 and FMA: register tiles of up to 6 x 16. Of the 16 registers 12 hold sums, 2 a row of B, 1
 //! the broadcast element of A.
 
-use super::driver::{Kernel, Micro, Packing};
+use super::Spec;
+use super::driver::{Kernel, Micro, Packing, Panels, f32_columns};
+use super::layout::Weave;
 use core::arch::x86_64::*;
 
 /// The engine `avx2_6x16`.
@@ -49,7 +51,9 @@ static WIDE: [[[[Multiply; 2]; 2]; 2]; WIDE_ROWS] = {
 };
 
 impl Kernel for Avx2 {
+    type Element = f32;
     const NAME: &'static str = "avx2_6x16";
+    const SPEED: u64 = 1;
     const ROWS: usize = ROWS;
     const LANES: usize = LANES;
     const WIDE_ROWS: usize = WIDE_ROWS;
@@ -57,6 +61,14 @@ impl Kernel for Avx2 {
     /// Six rows reread B 22 times for 128 rows of C, and L2 with rows far apart does not keep up:
     /// 128 x 1024 x 512 runs at 88 GFLOP/s as stored and at 101 from a panel.
     const LOCAL_ROW_PANELS: usize = 16;
+
+    fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
+        Panels::f32::<Self>(spec, packed_a, packed_b, single)
+    }
+
+    fn weave_b(n: usize) -> Weave {
+        Weave::f32(f32_columns::<Self>(n))
+    }
 
     unsafe fn multiply(micro: &Micro) {
         let (vectors, partial) = (micro.cols.div_ceil(LANES), !micro.cols.is_multiple_of(LANES));
@@ -169,7 +181,8 @@ unsafe fn put(packing: &Packing, p: usize, first: usize, value: __m256) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx2")]
 unsafe fn copy(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, .. } = *packing;
+    let Packing { stride, count, width, depth, .. } = *packing;
+    let source = packing.f32_source();
     for p in 0..depth {
         for first in (0..width).step_by(LANES) {
             let place = source.wrapping_add(p * stride + first);
@@ -193,7 +206,8 @@ unsafe fn copy(packing: &Packing) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx2")]
 unsafe fn transpose(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, .. } = *packing;
+    let Packing { stride, count, width, depth, .. } = *packing;
+    let source = packing.f32_source();
     for first in (0..width).step_by(LANES) {
         let rows = count.saturating_sub(first).min(LANES);
         for p in (0..depth).step_by(LANES) {

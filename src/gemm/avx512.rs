@@ -1,7 +1,9 @@
 //! AVX-512: register tiles of up to 14 x 32. Of the 32 registers 28 hold sums, 2 a row of B, 1 the
 //! broadcast element of A.
 
-use super::driver::{Kernel, Micro, Packing};
+use super::Spec;
+use super::driver::{Kernel, Micro, Packing, Panels, f32_columns};
+use super::layout::Weave;
 use core::arch::x86_64::*;
 
 /// The engine `avx512_14x32`.
@@ -36,13 +38,23 @@ static WIDE: [[[Multiply; 2]; 2]; WIDE_ROWS] = {
 };
 
 impl Kernel for Avx512 {
+    type Element = f32;
     const NAME: &'static str = "avx512_14x32";
+    const SPEED: u64 = 1;
     const ROWS: usize = ROWS;
     const LANES: usize = LANES;
     const WIDE_ROWS: usize = WIDE_ROWS;
     const DEPTH: usize = 256;
     /// With 14 rows to a panel, reading B as stored was never slower.
     const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
+        Panels::f32::<Self>(spec, packed_a, packed_b, single)
+    }
+
+    fn weave_b(n: usize) -> Weave {
+        Weave::f32(f32_columns::<Self>(n))
+    }
 
     unsafe fn multiply(micro: &Micro) {
         let vectors = micro.cols.div_ceil(LANES);
@@ -142,7 +154,8 @@ unsafe fn put(packing: &Packing, p: usize, first: usize, value: __m512) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f")]
 unsafe fn copy(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, .. } = *packing;
+    let Packing { stride, count, width, depth, .. } = *packing;
+    let source = packing.f32_source();
     for p in 0..depth {
         for first in (0..width).step_by(LANES) {
             let place = source.wrapping_add(p * stride + first);
@@ -166,7 +179,8 @@ unsafe fn copy(packing: &Packing) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(packing: &Packing) {
-    let Packing { source, stride, count, width, depth, .. } = *packing;
+    let Packing { stride, count, width, depth, .. } = *packing;
+    let source = packing.f32_source();
     for first in (0..width).step_by(LANES) {
         let rows = count.saturating_sub(first).min(LANES);
         for p in (0..depth).step_by(LANES) {
@@ -198,7 +212,7 @@ unsafe fn transpose(packing: &Packing) {
 /// A block of 16 x 16, transposed: pairs, then fours inside 128-bit lanes, then the lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(rows: [__m512; 16]) -> [__m512; 16] {
+pub(super) fn transposed(rows: [__m512; 16]) -> [__m512; 16] {
     let mut fours = rows;
     for i in (0..16).step_by(4) {
         let (low_a, high_a) =

@@ -36,6 +36,8 @@ pub(super) struct Unit {
     pub most_cols: usize,
     /// Whether to cut all columns before rows, because each row of tiles packs B for itself.
     pub cols_first: bool,
+    /// How many times as fast as f32 it multiplies.
+    pub speed: u64,
 }
 
 /// Work below which a chunk is not worth claiming: about 2 microseconds of one thread, in
@@ -90,7 +92,7 @@ impl Grid {
             parts: 1,
             reduce_chunks: 0,
         };
-        let wanted = wanted_chunks(spec);
+        let wanted = wanted_chunks(spec, unit.speed);
         if grid.rows == 0 || most == 1 || wanted == 1 {
             return grid;
         }
@@ -173,7 +175,7 @@ pub(super) fn pack_part(layout: &PackedLayout, chunk: usize, chunks: usize) -> (
     } else {
         let parts = chunks / panels;
         let (panel, part) = (chunk / parts, chunk % parts);
-        let step = layout.depth.div_ceil(parts);
+        let step = layout.depth.div_ceil(parts).next_multiple_of(layout.multiple);
         (Range { start: panel, end: panel + 1 }, Range::piece(part, step, layout.depth))
     }
 }
@@ -181,9 +183,9 @@ pub(super) fn pack_part(layout: &PackedLayout, chunk: usize, chunks: usize) -> (
 /// How many chunks a product deserves: one per [`LEAST_WORK`] up to 8, then one per four times
 /// that, up to [`CHUNKS`]. An element of C counts 16 operations and one of an operand 4: what their
 /// traffic costs when it passes L2.
-pub(super) fn wanted_chunks(spec: &Spec) -> usize {
+pub(super) fn wanted_chunks(spec: &Spec, speed: u64) -> usize {
     let (m, n, k) = (spec.m as u64, spec.n as u64, spec.k as u64);
-    let work = 2 * m * n * k + 16 * m * n + 4 * k * (m + n);
+    let work = 2 * m * n * k / speed + 16 * m * n + 4 * k * (m + n);
     let units = work / LEAST_WORK;
     (if units <= 8 { units.max(1) } else { (units / 4).clamp(8, CHUNKS) }) as usize
 }

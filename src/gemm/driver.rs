@@ -8,49 +8,71 @@
 //! nor packing change the bits.
 
 use super::blocking::{Range, Unit};
-use super::{Epilogue, Operands, PackedLayout, Plan, Spec, Transpose};
+use super::layout::Weave;
+use super::{Address, Epilogue, Operands, PackedLayout, Plan, Spec, Transpose};
 use std::mem::MaybeUninit;
 
 /// One call of a microkernel: C\[rows, cols\] (+)= A\[rows, depth\] · B\[depth, cols\].
 ///
-/// Element (i, p) of A lies at `a[i * a_row + p * a_depth]`, element (p, j) of B at
-/// `b[p * b_depth + j]`. Only these are read, and of C only `rows` x `cols` elements are touched.
+/// For kernels of f32, element (i, p) of A lies at `a[i * a_row + p * a_depth]`, element (p, j) of
+/// B at `b[p * b_depth + j]`; only these are read. For kernels that weave their panels, the panels
+/// lie `a_panel` and `b_panel` elements apart. Of C only `rows` x `cols` elements are touched.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Micro {
+pub(super) struct Micro<E = f32> {
     pub rows: usize,
     pub cols: usize,
     pub depth: usize,
-    pub a: *const f32,
+    pub a: *const E,
     pub a_row: usize,
     pub a_depth: usize,
-    pub b: *const f32,
+    pub a_panel: usize,
+    pub b: *const E,
     pub b_depth: usize,
+    pub b_panel: usize,
     pub c: *mut f32,
     pub ldc: usize,
     /// Whether to add to C, or to overwrite it unread.
     pub accumulate: bool,
 }
 
-/// One panel to pack: `depth` groups of `width` elements, the first `count` of each from the
-/// source, the rest zero.
+/// One panel to pack, as [`PackedLayout`] says, or a part of its depth: `depth` inner indices of
+/// `width` elements, the first `count` of each from the source, the rest zero, and then zeros up to
+/// a depth of `filled`.
 ///
 /// Element (i, p) is read at `source[i * stride + p]` when `along_depth`, else at
-/// `source[p * stride + i]`, and written at `panel[p * width + i]`.
+/// `source[p * stride + i]`. The part starts at a multiple of the layout's `multiple`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Packing {
-    pub source: *const f32,
+pub(super) struct Packing<E = f32> {
+    pub source: Address,
     pub stride: usize,
     pub along_depth: bool,
     pub count: usize,
     pub width: usize,
+    /// Consecutive inner indices of one row that lie next to each other.
+    pub group: usize,
     pub depth: usize,
-    pub panel: *mut f32,
+    pub filled: usize,
+    pub panel: *mut E,
+}
+
+impl<E> Packing<E> {
+    /// The source of a kernel that multiplies f32 as they are.
+    pub fn f32_source(&self) -> *const f32 {
+        match self.source {
+            Address::F32(source) => source,
+            Address::Bf16(_) => unreachable!("f32 products have f32 operands"),
+        }
+    }
 }
 
 /// What an instruction set supplies: its register tile, the microkernel and the packing of a panel.
 pub(super) trait Kernel {
+    /// What it multiplies.
+    type Element: Copy;
     /// Name of the engine: instruction set and largest register tile.
     const NAME: &'static str;
+    /// How many times as fast as f32 it multiplies: chunks are cut by time.
+    const SPEED: u64;
     /// Most rows of the register tile.
     const ROWS: usize;
     /// Columns in one vector; the register tile has up to two.
@@ -63,20 +85,26 @@ pub(super) trait Kernel {
     /// Panels of rows from which on a row-major B that exceeds L2 is packed by each tile.
     const LOCAL_ROW_PANELS: usize;
 
+    /// How a product is laid out. `single`: it will be one tile.
+    fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels;
+
+    /// How a B of `n` columns is packed.
+    fn weave_b(n: usize) -> Weave;
+
     /// Runs the microkernel for `1..=ROWS` rows and `1..=2 * LANES` columns, or `1..=WIDE_ROWS`
     /// rows and `1..=4 * LANES` columns.
     ///
     /// # Safety
     /// This machine has the instruction set; the addresses are as [`Micro`] says, and nobody else
     /// uses that part of C.
-    unsafe fn multiply(micro: &Micro);
+    unsafe fn multiply(micro: &Micro<Self::Element>);
 
     /// Packs one panel.
     ///
     /// # Safety
     /// This machine has the instruction set; the addresses are as [`Packing`] says, and nobody else
     /// uses the panel.
-    unsafe fn pack(packing: &Packing);
+    unsafe fn pack(packing: &Packing<Self::Element>);
 }
 
 /// Largest tile: with a block of K, its part of B (256 KiB) and of A stay in an L2 of 512 KiB.
@@ -98,22 +126,32 @@ pub(super) enum SourceB {
 /// How a product is laid out for a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Panels {
-    /// Rows in a panel of A: `m` in equal panels of at most `ROWS`.
+    /// Rows of a register tile: `m` in equal panels of at most `ROWS`, a multiple of those of A.
     pub rows: usize,
-    /// Columns in a panel of B.
+    /// Columns of a register tile, a multiple of those of a panel of B.
     pub cols: usize,
+    /// How A is packed.
+    pub weave_a: Weave,
+    /// How B is packed.
+    pub weave_b: Weave,
     /// Whether A is packed into scratch.
     pub pack_a: bool,
     /// How B is brought to the microkernel.
     pub b: SourceB,
 }
 
+/// Columns of a panel of f32.
+pub(super) fn f32_columns<K: Kernel>(n: usize) -> usize {
+    if n <= K::LANES { K::LANES } else { 2 * K::LANES }
+}
+
 impl Panels {
-    /// `single`: the product will be one tile.
-    pub fn new<K: Kernel>(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
+    /// For kernels that read f32 as stored where that is as fast. `single`: the product will be one
+    /// tile.
+    pub fn f32<K: Kernel>(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
         let Spec { m, n, k, .. } = *spec;
         let rows = m.max(1).div_ceil(m.max(1).div_ceil(K::ROWS));
-        let cols = if n <= K::LANES { K::LANES } else { 2 * K::LANES };
+        let cols = f32_columns::<K>(n);
         let (row_panels, col_panels) = (m.div_ceil(rows), n.div_ceil(cols));
         let large = row_panels >= LARGE_ROW_PANELS && col_panels >= LARGE_COL_PANELS;
 
@@ -133,7 +171,20 @@ impl Panels {
             }
             Transpose::No => SourceB::InPlace,
         };
-        Panels { rows, cols, pack_a, b }
+        Panels { rows, cols, weave_a: Weave::f32(rows), weave_b: Weave::f32(cols), pack_a, b }
+    }
+
+    /// For kernels whose operands always are packed.
+    pub fn packed(
+        (rows, cols): (usize, usize),
+        (weave_a, weave_b): (Weave, Weave),
+        spec: &Spec,
+        packed_a: bool,
+        packed_b: bool,
+    ) -> Panels {
+        let pack_a = !packed_a && spec.k > 0;
+        let b = if packed_b || spec.k == 0 { SourceB::InPlace } else { SourceB::Scratch };
+        Panels { rows, cols, weave_a, weave_b, pack_a, b }
     }
 
     pub fn unit<K: Kernel>(&self) -> Unit {
@@ -144,6 +195,7 @@ impl Panels {
             most_rows: MOST_ROWS.next_multiple_of(self.rows),
             most_cols: MOST_COLS,
             cols_first: self.b == SourceB::Local,
+            speed: K::SPEED,
         }
     }
 }
@@ -166,18 +218,24 @@ const LARGE_COL_PANELS: usize = 24;
 /// Elements of B (1 MiB) from which on [`Kernel::LOCAL_ROW_PANELS`] matters.
 const LOCAL_ELEMENTS: usize = 1 << 18;
 
-/// Packs a block of panels of one operand.
+/// Packs a block of panels of one operand: `stored` as it lies in memory, with its row stride;
+/// transposed, if its stored rows are the panels' rows (columns), else its inner indices.
 ///
 /// # Safety
-/// This machine has the instruction set; `stored` holds the operand with row stride `stride`,
-/// `packed` has room for the layout.
+/// This machine has the instruction set; `stored` holds the operand, `packed` has room for the
+/// layout.
 pub(super) unsafe fn pack<K: Kernel>(
     layout: PackedLayout,
     panels: Range,
     depth: Range,
-    (stored, stride, along_depth): (*const f32, usize, bool),
-    packed: *mut f32,
+    (stored, stride, transposed): (Address, usize, Transpose),
+    packed: *mut K::Element,
 ) {
+    if depth.len() == 0 {
+        return;
+    }
+    let along_depth = transposed == Transpose::Yes;
+    let end = if depth.end == layout.depth { layout.filled_depth() } else { depth.end };
     for panel in panels.start..panels.end {
         let first = panel * layout.width;
         let place =
@@ -185,12 +243,14 @@ pub(super) unsafe fn pack<K: Kernel>(
         // SAFETY: `first` and `depth.start` lie inside the operand and the layout (contract).
         unsafe {
             K::pack(&Packing {
-                source: stored.add(place),
+                source: stored.after(place),
                 stride,
                 along_depth,
                 count: layout.width.min(layout.count - first),
                 width: layout.width,
+                group: layout.group,
                 depth: depth.len(),
+                filled: end - depth.start,
                 panel: packed.add(layout.index(first, depth.start)),
             });
         }
@@ -211,35 +271,35 @@ pub(super) unsafe fn tile<K: Kernel>(
     epilogue: Epilogue<'_>,
 ) {
     let panels = plan.panels;
-    let k = plan.spec.k;
+    let (layout_a, layout_b) = (plan.packed_a(), plan.packed_b());
+    let (filled, multiple) = (layout_a.filled_depth(), layout_a.multiple);
     // Only a stored B can be cut into other panels than those of the layout.
     let wide = panels.b == SourceB::InPlace && !plan.packed_b && panels.rows <= K::WIDE_ROWS;
     let panel_cols = if wide { 4 * K::LANES } else { panels.cols };
     // A panel that starts at row i and depth p lies at i * start + p * depth of this.
+    let packed =
+        |at: *const K::Element, width: usize| Operand { at, start: filled, row: 1, depth: width };
     let a = if plan.packed_a {
-        Operand { at: operands.a, start: k, row: 1, depth: panels.rows }
+        packed(operands.a.cast(), layout_a.width)
     } else if panels.pack_a {
-        Operand { at: operands.scratch.cast_const(), start: k, row: 1, depth: panels.rows }
+        packed(operands.scratch.cast_const().cast(), layout_a.width)
     } else if plan.spec.a == Transpose::No {
-        Operand { at: operands.a, start: operands.lda, row: operands.lda, depth: 1 }
+        Operand { at: operands.a.cast(), start: operands.lda, row: operands.lda, depth: 1 }
     } else {
-        Operand { at: operands.a, start: 1, row: 1, depth: operands.lda }
+        Operand { at: operands.a.cast(), start: 1, row: 1, depth: operands.lda }
     };
     let b = match panels.b {
-        SourceB::InPlace if plan.packed_b => {
-            Operand { at: operands.b, start: k, row: 1, depth: panels.cols }
-        }
+        SourceB::InPlace if plan.packed_b => packed(operands.b.cast(), layout_b.width),
         SourceB::Scratch => {
             let at = operands.scratch.wrapping_add(plan.packed_b_at()).cast_const();
-            Operand { at, start: k, row: 1, depth: panels.cols }
+            packed(at.cast(), layout_b.width)
         }
         SourceB::InPlace | SourceB::Local => {
-            Operand { at: operands.b, start: 1, row: 1, depth: operands.ldb }
+            Operand { at: operands.b.cast(), start: 1, row: 1, depth: operands.ldb }
         }
     };
     let mut local = Local([const { MaybeUninit::uninit() }; LOCAL]);
-    const { assert!(K::DEPTH * 2 * K::LANES <= LOCAL) };
-    let local = local.0.as_mut_ptr().cast::<f32>();
+    let local = local.0.as_mut_ptr().cast::<K::Element>();
 
     let mut start = depth.start;
     loop {
@@ -247,19 +307,21 @@ pub(super) unsafe fn tile<K: Kernel>(
         let last = start + block == depth.end;
         let accumulate = accumulate || start > depth.start;
         // One panel of rows against one of columns, the latter at `b`.
-        let multiply = |i: usize, j: usize, (b, b_depth): (*const f32, usize)| {
+        let multiply = |i: usize, j: usize, (b, b_depth): (*const K::Element, usize)| {
             // SAFETY: (i, j, start) lie inside the shape, and the strides are those of the operand
-            // that was chosen (contract).
+            // that was chosen (contract). What fills up the depth is zero in both operands.
             unsafe {
                 K::multiply(&Micro {
                     rows: panels.rows.min(rows.end - i),
                     cols: panel_cols.min(cols.end - j),
-                    depth: block,
+                    depth: block.next_multiple_of(multiple),
                     a: a.at.add(i * a.start + start * a.depth),
                     a_row: a.row,
                     a_depth: a.depth,
+                    a_panel: layout_a.width * filled,
                     b,
                     b_depth,
+                    b_panel: layout_b.width * filled,
                     c: operands.c.add(i * operands.ldc + j),
                     ldc: operands.ldc,
                     accumulate,
@@ -275,22 +337,20 @@ pub(super) unsafe fn tile<K: Kernel>(
         if panels.b == SourceB::Local {
             for j in (cols.start..cols.end).step_by(panels.cols) {
                 let end = cols.end.min(j + panels.cols);
-                let layout = PackedLayout { width: panels.cols, count: end - j, depth: block };
-                let along_depth = plan.spec.b == Transpose::Yes;
-                let (col_stride, depth_stride) =
-                    if along_depth { (operands.ldb, 1) } else { (1, operands.ldb) };
+                let layout = panels.weave_b.layout(end - j, block);
+                assert!(layout.bytes() <= LOCAL * size_of::<f32>(), "a panel exceeds its buffer");
+                let (col_stride, depth_stride) = if plan.spec.b == Transpose::Yes {
+                    (operands.ldb, 1)
+                } else {
+                    (1, operands.ldb)
+                };
                 // SAFETY: the panel starts inside B (contract); the assertion above makes room for
                 // it.
                 unsafe {
-                    let stored = operands.b.add(j * col_stride + start * depth_stride);
+                    let stored = operands.b.after(j * col_stride + start * depth_stride);
+                    let one = Range { start: 0, end: layout.panels() };
                     let all = Range { start: 0, end: block };
-                    pack::<K>(
-                        layout,
-                        Range { start: 0, end: 1 },
-                        all,
-                        (stored, operands.ldb, along_depth),
-                        local,
-                    );
+                    pack::<K>(layout, one, all, (stored, operands.ldb, plan.spec.b), local);
                 }
                 for i in (rows.start..rows.end).step_by(panels.rows) {
                     multiply(i, j, (local, panels.cols));
@@ -317,8 +377,8 @@ pub(super) unsafe fn tile<K: Kernel>(
 /// Where panels of an operand lie: the one of row (column) i and depth p at `at[i * start + p *
 /// depth]`.
 #[derive(Clone, Copy)]
-struct Operand {
-    at: *const f32,
+struct Operand<E> {
+    at: *const E,
     start: usize,
     /// Distance between rows inside a panel of A.
     row: usize,

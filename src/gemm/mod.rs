@@ -1,5 +1,9 @@
-//! The CPU matrix engine: C\[m, n\] (+)= op(A)\[m, k\] · op(B)\[k, n\], all f32, row-major with
-//! explicit row strides.
+//! The CPU matrix engine: C\[m, n\] (+)= op(A)\[m, k\] · op(B)\[k, n\], row-major with explicit row
+//! strides; C is f32, A and B are f32 or bf16.
+//!
+//! [`Precision`] says how it multiplies. Under `F32` all is IEEE f32. Under `Bf16` operands are
+//! rounded to bf16 where they are packed, products are exact and sums are f32: `tdpbf16ps` or
+//! `vdpbf16ps` where the processor has them, fused multiply-adds of widened values elsewhere.
 //!
 //! A [`Plan`] does not start threads. It says into how many independent chunks each of three phases
 //! falls, and runs one chunk when it is told to; whoever owns the threads puts a barrier between
@@ -23,17 +27,49 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod blocking;
 mod driver;
+mod layout;
 mod portable;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod probe;
+mod rounded;
 #[cfg(test)]
 mod tests;
 
+pub use layout::{PackedLayout, WEIGHT_BAND, pack_weights, weight_layouts};
+
 use crate::device::cpu::Isa;
+use crate::tensor::DType;
 use blocking::{Grid, Range};
 use driver::{Kernel, Panels, SourceB};
+use half::bf16;
+use rounded::Rounded;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How products are computed. Sums, and C, are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// IEEE f32.
+    #[default]
+    F32,
+    /// Operands are rounded to bf16, to nearest even; subnormal numbers count as zero where the
+    /// processor's bf16 instructions treat them so.
+    Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
 
 /// How an operand is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,12 +95,15 @@ pub struct Spec {
     pub b: Transpose,
     /// Whether the product is added to what C holds; otherwise C is written without being read.
     pub accumulate: bool,
+    /// How it is computed.
+    pub precision: Precision,
 }
 
 impl Spec {
     /// A product of untransposed operands that overwrites C.
     pub fn new(m: usize, n: usize, k: usize) -> Spec {
-        Spec { m, n, k, a: Transpose::No, b: Transpose::No, accumulate: false }
+        let (a, b, precision) = (Transpose::No, Transpose::No, Precision::F32);
+        Spec { m, n, k, a, b, accumulate: false, precision }
     }
 
     /// The same with A stored as \[k, m\].
@@ -80,6 +119,11 @@ impl Spec {
     /// The same, added to what C holds.
     pub fn accumulating(self) -> Spec {
         Spec { accumulate: true, ..self }
+    }
+
+    /// The same in another precision.
+    pub fn in_precision(self, precision: Precision) -> Spec {
+        Spec { precision, ..self }
     }
 
     /// Floating-point operations: 2·m·n·k.
@@ -101,45 +145,6 @@ impl Spec {
             Transpose::No => (self.k, self.n),
             Transpose::Yes => (self.n, self.k),
         }
-    }
-}
-
-/// How a packed operand lies in memory: panels of `width` rows of op(A) (columns of op(B)), each
-/// panel `depth` (= k) groups of `width` consecutive elements, panel after panel.
-///
-/// Element (i, p) of op(A), or (p, i) of op(B), with i in `0..count` and p in `0..depth`, lies at
-/// `(i / width) * width * depth + p * width + i % width`, which is [`PackedLayout::index`]. The
-/// places of the last panel beyond `count` must be zero. The layout depends on `count`, `depth`,
-/// side and instruction set only, so that a weight packed once serves every batch size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PackedLayout {
-    /// Rows of op(A), or columns of op(B), in a panel; at least 1.
-    pub width: usize,
-    /// Rows of op(A) (m), or columns of op(B) (n).
-    pub count: usize,
-    /// Length of the inner dimension, k.
-    pub depth: usize,
-}
-
-impl PackedLayout {
-    /// Number of panels.
-    pub fn panels(&self) -> usize {
-        self.count.div_ceil(self.width)
-    }
-
-    /// Elements in memory, padding included.
-    pub fn len(&self) -> usize {
-        self.panels() * self.width * self.depth
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Place of row (column) `i` at inner index `p`.
-    pub fn index(&self, i: usize, p: usize) -> usize {
-        (i / self.width) * self.width * self.depth + p * self.width + i % self.width
     }
 }
 
@@ -182,15 +187,58 @@ impl Block {
 /// there are depends on the plan alone.
 pub type Epilogue<'a> = Option<&'a (dyn Fn(Block) + Sync)>;
 
+/// Where an operand lies, and what its elements are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// f32, stored or packed.
+    F32(*const f32),
+    /// bf16, stored or packed; for [`Precision::Bf16`] only.
+    Bf16(*const bf16),
+}
+
+impl Address {
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Address::F32(_) => DType::F32,
+            Address::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// The address of the element `count` places on.
+    fn after(self, count: usize) -> Address {
+        match self {
+            Address::F32(at) => Address::F32(at.wrapping_add(count)),
+            Address::Bf16(at) => Address::Bf16(at.wrapping_add(count)),
+        }
+    }
+
+    /// The address of the element `count` places back.
+    fn before(self, count: usize) -> Address {
+        match self {
+            Address::F32(at) => Address::F32(at.wrapping_sub(count)),
+            Address::Bf16(at) => Address::Bf16(at.wrapping_sub(count)),
+        }
+    }
+
+    /// As the elements that a kernel multiplies.
+    fn cast<E>(self) -> *const E {
+        match self {
+            Address::F32(at) => at.cast(),
+            Address::Bf16(at) => at.cast(),
+        }
+    }
+}
+
 /// Addresses of one product. For an operand that arrives packed, the row stride is not used.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands {
     /// A as stored, or packed as [`Plan::packed_a`] says.
-    pub a: *const f32,
+    pub a: Address,
     /// Distance between stored rows of A in elements.
     pub lda: usize,
     /// B as stored, or packed as [`Plan::packed_b`] says.
-    pub b: *const f32,
+    pub b: Address,
     /// Distance between stored rows of B in elements.
     pub ldb: usize,
     /// C, row-major.
@@ -212,31 +260,80 @@ unsafe impl Sync for Operands {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Engine {
     MatrixMultiply,
+    PortableBf16,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    Avx2Rounded,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Rounded,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+}
+
+impl Engine {
+    fn new(isa: Isa, precision: Precision) -> Engine {
+        match (isa, precision) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Precision::F32) => Engine::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Precision::Bf16) => Engine::Avx2Rounded,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Precision::Bf16) => Engine::Avx512Rounded,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, Precision::F32) => Engine::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Precision::Bf16) => Engine::Avx512Bf16,
+            (_, Precision::F32) => Engine::MatrixMultiply,
+            (_, Precision::Bf16) => Engine::PortableBf16,
+        }
+    }
 }
 
 /// Evaluates an expression with `K` bound to the kernel of an engine, or another one for the engine
 /// that has none.
 macro_rules! with_kernel {
-    ($engine:expr, $K:ident => $body:expr, else $other:expr) => {
+    ($engine:expr, $K:ident => $body:expr, else $other:expr) => {{
+        use $crate::gemm::{Engine, Rounded, portable::Panelled};
+        #[cfg(target_arch = "x86_64")]
+        use $crate::gemm::{avx2::Avx2, avx512::Avx512, avx512_bf16::Avx512Bf16};
         match $engine {
             Engine::MatrixMultiply => $other,
+            Engine::PortableBf16 => {
+                type $K = Rounded<Panelled>;
+                $body
+            }
             #[cfg(target_arch = "x86_64")]
             Engine::Avx2 => {
-                type $K = avx2::Avx2;
+                type $K = Avx2;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2Rounded => {
+                type $K = Rounded<Avx2>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
             Engine::Avx512 => {
-                type $K = avx512::Avx512;
+                type $K = Avx512;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512Rounded => {
+                type $K = Rounded<Avx512>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512Bf16 => {
+                type $K = Avx512Bf16;
                 $body
             }
         }
-    };
+    }};
 }
+use with_kernel;
 
 /// How one product is computed on one instruction set: what is packed, which chunks there are.
 #[derive(Clone, Debug)]
@@ -273,16 +370,11 @@ impl Plan {
 
     fn with_most_tiles(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool, most: usize) -> Plan {
         assert!(isa.is_available(), "this machine lacks {isa}");
-        let engine = match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Engine::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Engine::Avx512,
-            _ => Engine::MatrixMultiply,
-        };
-        let single = most == 1 || blocking::wanted_chunks(&spec) == 1;
+        let engine = Engine::new(isa, spec.precision);
+        let speed = with_kernel!(engine, K => K::SPEED, else 1);
+        let single = most == 1 || blocking::wanted_chunks(&spec, speed) == 1;
         let (panels, unit) = with_kernel!(engine, K => {
-            let panels = Panels::new::<K>(&spec, packed_a, packed_b, single);
+            let panels = K::panels(&spec, packed_a, packed_b, single);
             (panels, panels.unit::<K>())
         }, else (portable::panels(&spec), portable::UNIT));
         let grid = Grid::new(&spec, unit, most);
@@ -312,14 +404,12 @@ impl Plan {
 
     /// Layout of an A that arrives packed.
     pub fn packed_a(&self) -> PackedLayout {
-        let Spec { m, k, .. } = self.spec;
-        PackedLayout { width: self.panels.rows, count: m, depth: k }
+        self.panels.weave_a.layout(self.spec.m, self.spec.k)
     }
 
     /// Layout of a B that arrives packed.
     pub fn packed_b(&self) -> PackedLayout {
-        let Spec { n, k, .. } = self.spec;
-        PackedLayout { width: self.panels.cols, count: n, depth: k }
+        self.panels.weave_b.layout(self.spec.n, self.spec.k)
     }
 
     /// f32 elements of scratch that the chunks share: packed operands and, when K is split, partial
@@ -330,13 +420,13 @@ impl Plan {
 
     /// Where B, packed by the plan, starts in scratch; A starts at 0.
     fn packed_b_at(&self) -> usize {
-        if self.panels.pack_a { self.packed_a().len().next_multiple_of(ALIGNMENT) } else { 0 }
+        if self.panels.pack_a { in_scratch(self.packed_a()) } else { 0 }
     }
 
     /// Where the partial sums start in scratch.
     fn partial_at(&self) -> usize {
-        let b = if self.panels.b == SourceB::Scratch { self.packed_b().len() } else { 0 };
-        self.packed_b_at() + b.next_multiple_of(ALIGNMENT)
+        let b = if self.panels.b == SourceB::Scratch { in_scratch(self.packed_b()) } else { 0 };
+        self.packed_b_at() + b
     }
 
     /// Elements of all partial sums: parts x m x n when K is split.
@@ -393,11 +483,16 @@ impl Plan {
     unsafe fn pack_a(&self, chunk: usize, chunks: usize, operands: &Operands) {
         let layout = self.packed_a();
         let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
-        let stored = (operands.a, operands.lda, self.spec.a == Transpose::No);
+        // Rows of a panel of A are stored rows unless A is transposed; those of B are columns.
+        let swapped = match self.spec.a {
+            Transpose::No => Transpose::Yes,
+            Transpose::Yes => Transpose::No,
+        };
+        let stored = (operands.a, operands.lda, swapped);
         // SAFETY: the part lies inside the layout, whose place in scratch is the start
         // (`packed_b_at`).
         with_kernel!(self.engine, K => unsafe {
-            driver::pack::<K>(layout, panels, depth, stored, operands.scratch);
+            driver::pack::<K>(layout, panels, depth, stored, operands.scratch.cast());
         }, else ());
     }
 
@@ -408,11 +503,11 @@ impl Plan {
     unsafe fn pack_b(&self, chunk: usize, chunks: usize, operands: &Operands) {
         let layout = self.packed_b();
         let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
-        let stored = (operands.b, operands.ldb, self.spec.b == Transpose::Yes);
+        let stored = (operands.b, operands.ldb, self.spec.b);
         // SAFETY: the part lies inside the layout, whose place in scratch is `packed_b_at`.
         with_kernel!(self.engine, K => unsafe {
             let packed = operands.scratch.add(self.packed_b_at());
-            driver::pack::<K>(layout, panels, depth, stored, packed);
+            driver::pack::<K>(layout, panels, depth, stored, packed.cast());
         }, else ());
     }
 
@@ -555,9 +650,9 @@ pub fn gemm(
     let mut scratch = vec![0f32; plan.scratch_len() + ALIGNMENT];
     let skip = scratch.as_ptr().align_offset(ALIGNMENT * size_of::<f32>()).min(ALIGNMENT);
     let operands = Operands {
-        a: a.data.as_ptr(),
+        a: Address::F32(a.data.as_ptr()),
         lda: a.stride,
-        b: b.data.as_ptr(),
+        b: Address::F32(b.data.as_ptr()),
         ldb: b.stride,
         c: c.data.as_mut_ptr(),
         ldc: c.stride,
@@ -570,6 +665,11 @@ pub fn gemm(
 
 /// f32 elements in the 64 bytes to which scratch should be aligned.
 pub const ALIGNMENT: usize = 16;
+
+/// f32 elements of scratch that a packed operand takes, to the next cache line.
+fn in_scratch(layout: PackedLayout) -> usize {
+    layout.bytes().div_ceil(size_of::<f32>()).next_multiple_of(ALIGNMENT)
+}
 
 fn check(name: &str, (rows, cols): (usize, usize), len: usize, stride: usize) {
     assert!(rows <= 1 || stride >= cols, "{name}: row stride {stride} of rows of {cols}");

@@ -2,16 +2,26 @@
 //! packs for itself.
 
 use super::blocking::{Range, Unit};
-use super::driver::{Panels, SourceB};
+use super::driver::{Kernel, Micro, Packing, Panels, SourceB};
+use super::layout::Weave;
 use super::{Operands, Plan, Spec, Transpose};
 
 /// Tiles large enough that packing inside `matrixmultiply` stays small beside the product.
-pub(super) const UNIT: Unit =
-    Unit { rows: 16, cols: 32, depth: 256, most_rows: 128, most_cols: 512, cols_first: false };
+pub(super) const UNIT: Unit = Unit {
+    rows: 16,
+    cols: 32,
+    depth: 256,
+    most_rows: 128,
+    most_cols: 512,
+    cols_first: false,
+    speed: 1,
+};
 
 /// One panel for each operand that arrives packed; nothing is packed here.
 pub(super) fn panels(spec: &Spec) -> Panels {
-    Panels { rows: spec.m.max(1), cols: spec.n.max(1), pack_a: false, b: SourceB::InPlace }
+    let (rows, cols) = (spec.m.max(1), spec.n.max(1));
+    let (weave_a, weave_b) = (Weave::f32(rows), Weave::f32(cols));
+    Panels { rows, cols, weave_a, weave_b, pack_a: false, b: SourceB::InPlace }
 }
 
 /// C[rows, cols] (+)= op(A)[rows, depth] · op(B)[depth, cols].
@@ -52,10 +62,10 @@ pub(super) unsafe fn tile(
             depth.len(),
             cols.len(),
             1.0,
-            operands.a.add(rows.start * row_a + depth.start * depth_a),
+            operands.a.cast::<f32>().add(rows.start * row_a + depth.start * depth_a),
             row_a as isize,
             depth_a as isize,
-            operands.b.add(depth.start * depth_b + cols.start * col_b),
+            operands.b.cast::<f32>().add(depth.start * depth_b + cols.start * col_b),
             depth_b as isize,
             col_b as isize,
             if accumulate { 1.0 } else { 0.0 },
@@ -63,5 +73,73 @@ pub(super) unsafe fn tile(
             operands.ldc as isize,
             1,
         );
+    }
+}
+
+/// The same crate under the driver's loops, for operands that must be packed.
+pub(super) struct Panelled;
+
+impl Kernel for Panelled {
+    type Element = f32;
+    const NAME: &'static str = "matrixmultiply";
+    const SPEED: u64 = 1;
+    const ROWS: usize = 64;
+    const LANES: usize = 32;
+    const WIDE_ROWS: usize = 0;
+    const DEPTH: usize = 256;
+    const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
+        Panels::f32::<Self>(spec, packed_a, packed_b, single)
+    }
+
+    fn weave_b(_n: usize) -> Weave {
+        Weave::f32(2 * Self::LANES)
+    }
+
+    unsafe fn multiply(micro: &Micro) {
+        let Micro { rows, cols, depth, a, a_row, a_depth, b, b_depth, c, ldc, accumulate, .. } =
+            *micro;
+        // SAFETY: the strides are those of the operands (contract of the trait).
+        unsafe {
+            if depth == 0 {
+                if !accumulate {
+                    (0..rows).for_each(|i| c.add(i * ldc).write_bytes(0, cols));
+                }
+                return;
+            }
+            matrixmultiply::sgemm(
+                rows,
+                depth,
+                cols,
+                1.0,
+                a,
+                a_row as isize,
+                a_depth as isize,
+                b,
+                b_depth as isize,
+                1,
+                if accumulate { 1.0 } else { 0.0 },
+                c,
+                ldc as isize,
+                1,
+            );
+        }
+    }
+
+    unsafe fn pack(packing: &Packing) {
+        let Packing { stride, along_depth, count, width, depth, panel, .. } = *packing;
+        let source = packing.f32_source();
+        let (along, across) = if along_depth { (1, stride) } else { (stride, 1) };
+        for p in 0..depth {
+            for i in 0..width {
+                // SAFETY: (i, p) lies inside the source where i < count, and inside the panel
+                // (contract of the trait).
+                unsafe {
+                    let value = if i < count { *source.add(p * along + i * across) } else { 0.0 };
+                    *panel.add(p * width + i) = value;
+                }
+            }
+        }
     }
 }

@@ -52,9 +52,9 @@ fn rate(isa: Isa, spec: Spec, packed_b: bool, threads: usize) -> f64 {
     let (mut c, mut scratch) = (buffer(spec.m * spec.n), buffer(plan.scratch_len()));
     let aligned = |p: *const f32| p.align_offset(64);
     let operands = Operands {
-        a: a[aligned(a.as_ptr())..].as_ptr(),
+        a: Address::F32(a[aligned(a.as_ptr())..].as_ptr()),
         lda: spec.a_shape().1,
-        b: b[aligned(b.as_ptr())..].as_ptr(),
+        b: Address::F32(b[aligned(b.as_ptr())..].as_ptr()),
         ldb: spec.b_shape().1,
         c: {
             let skip = aligned(c.as_ptr());
@@ -132,7 +132,7 @@ fn peak(isa: Isa, threads: usize) -> f64 {
     }
     let (flops, work): (usize, &(dyn Fn() + Sync)) = match isa {
         // SAFETY: the caller goes through the available instruction sets.
-        Isa::Avx512 => (STEPS * 16 * 32, &|| unsafe { avx512() }),
+        Isa::Avx512 | Isa::Avx512Bf16 => (STEPS * 16 * 32, &|| unsafe { avx512() }),
         // SAFETY: as above.
         Isa::Avx2 => (STEPS * 12 * 16, &|| unsafe { avx2() }),
         Isa::Portable => return f64::NAN,

@@ -35,10 +35,18 @@ enum Order {
     Threads,
 }
 
+/// Every engine of this machine: instruction set and precision.
+fn engines() -> impl Iterator<Item = (Isa, Precision)> {
+    let both = |isa| [(isa, Precision::F32), (isa, Precision::Bf16)];
+    Isa::available().into_iter().flat_map(both)
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Case {
     isa: Isa,
     spec: Spec,
+    /// Type of the stored operands.
+    stored: DType,
     packed_a: bool,
     packed_b: bool,
     single: bool,
@@ -48,9 +56,18 @@ struct Case {
 }
 
 impl Case {
-    fn new(isa: Isa, spec: Spec) -> Case {
-        let (gap, integers, order) = (3, true, Order::Forward);
-        Case { isa, spec, packed_a: false, packed_b: false, single: false, gap, integers, order }
+    fn new((isa, precision): (Isa, Precision), spec: Spec) -> Case {
+        Case {
+            isa,
+            spec: spec.in_precision(precision),
+            stored: DType::F32,
+            packed_a: false,
+            packed_b: false,
+            single: false,
+            gap: 3,
+            integers: true,
+            order: Order::Forward,
+        }
     }
 
     fn plan(&self) -> Plan {
@@ -92,13 +109,35 @@ impl Stored {
     }
 }
 
-/// Packs through the documented layout, one element at a time.
-fn pack(layout: PackedLayout, value: impl Fn(usize, usize) -> f32) -> Vec<f32> {
-    let mut packed = vec![0.0; layout.len()];
-    for i in 0..layout.count {
-        (0..layout.depth).for_each(|p| packed[layout.index(i, p)] = value(i, p));
+/// An operand in memory, and what keeps it there.
+enum Buffer {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Buffer {
+    fn new(values: &[f32], dtype: DType) -> Buffer {
+        match dtype {
+            DType::Bf16 => Buffer::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
+            _ => Buffer::F32(values.to_vec()),
+        }
     }
-    packed
+
+    /// Packs through the documented layout, one element at a time.
+    fn packed(layout: PackedLayout, value: impl Fn(usize, usize) -> f32) -> Buffer {
+        let mut packed = vec![0.0; layout.len()];
+        for i in 0..layout.count {
+            (0..layout.depth).for_each(|p| packed[layout.index(i, p)] = value(i, p));
+        }
+        Buffer::new(&packed, layout.element)
+    }
+
+    fn address(&self, skip: usize) -> Address {
+        match self {
+            Buffer::F32(values) => Address::F32(values[skip..].as_ptr()),
+            Buffer::Bf16(values) => Address::Bf16(values[skip..].as_ptr()),
+        }
+    }
 }
 
 /// Runs the chunks of one phase in the order of the case.
@@ -140,20 +179,26 @@ fn check(case: Case) -> Vec<u32> {
     let b = Stored::new(case.spec.b_shape(), case.gap, &mut value);
     let before = || if case.spec.accumulate { value() } else { f32::NAN };
     let mut c = Stored::new((m, n), case.gap, before);
-    let op_a = |i, p| if case.spec.a == Transpose::No { a.at(i, p) } else { a.at(p, i) };
-    let op_b = |j, p| if case.spec.b == Transpose::No { b.at(p, j) } else { b.at(j, p) };
+    let rounded = |x: f32| match case.spec.precision {
+        Precision::F32 => x,
+        Precision::Bf16 => rounded(x),
+    };
+    let op_a = |i, p| rounded(if case.spec.a == Transpose::No { a.at(i, p) } else { a.at(p, i) });
+    let op_b = |j, p| rounded(if case.spec.b == Transpose::No { b.at(p, j) } else { b.at(j, p) });
     let before: Vec<f32> = (0..m * n).map(|e| c.at(e / n, e % n)).collect();
 
     let plan = case.plan();
     assert!(!case.single || (plan.tiles() <= 1 && plan.pack_chunks() + plan.reduce_chunks() == 0));
-    let packed_a = case.packed_a.then(|| pack(plan.packed_a(), op_a));
-    let packed_b = case.packed_b.then(|| pack(plan.packed_b(), op_b));
+    let (stored_a, stored_b) =
+        (Buffer::new(&a.data, case.stored), Buffer::new(&b.data, case.stored));
+    let packed_a = case.packed_a.then(|| Buffer::packed(plan.packed_a(), op_a));
+    let packed_b = case.packed_b.then(|| Buffer::packed(plan.packed_b(), op_b));
     // NaN in the scratch: whatever is read must have been written.
     let mut scratch = vec![f32::NAN; plan.scratch_len() + 2 * GUARD];
     let operands = Operands {
-        a: packed_a.as_ref().map_or(a.data[GUARD..].as_ptr(), |packed| packed.as_ptr()),
+        a: packed_a.as_ref().map_or(stored_a.address(GUARD), |packed| packed.address(0)),
         lda: a.stride,
-        b: packed_b.as_ref().map_or(b.data[GUARD..].as_ptr(), |packed| packed.as_ptr()),
+        b: packed_b.as_ref().map_or(stored_b.address(GUARD), |packed| packed.address(0)),
         ldb: b.stride,
         c: c.data[GUARD..].as_mut_ptr(),
         ldc: c.stride,
@@ -183,14 +228,18 @@ fn check(case: Case) -> Vec<u32> {
     let guards = [&scratch[..GUARD], &scratch[GUARD + plan.scratch_len()..]];
     assert!(guards.concat().iter().all(|s| s.is_nan()), "{case:?}: wrote outside scratch");
 
+    // Rows of op(A) and columns of op(B), in f64.
+    let wide = |count: usize, op: &dyn Fn(usize, usize) -> f32| -> Vec<f64> {
+        (0..count * k).map(|at| f64::from(op(at / k, at % k))).collect()
+    };
+    let (rows, columns) = (wide(m, &op_a), wide(n, &op_b));
     for i in 0..m {
         for j in 0..n {
             let start = if case.spec.accumulate { f64::from(before[i * n + j]) } else { 0.0 };
             let (mut sum, mut size) = (start, start.abs());
-            for p in 0..k {
-                let product = f64::from(op_a(i, p)) * f64::from(op_b(j, p));
-                sum += product;
-                size += product.abs();
+            for (x, y) in rows[i * k..][..k].iter().zip(&columns[j * k..][..k]) {
+                sum += x * y;
+                size += (x * y).abs();
             }
             let got = f64::from(c.at(i, j));
             assert!(got.is_finite(), "{case:?}: C[{i}, {j}] = {got}");
@@ -221,12 +270,12 @@ fn storages(m: usize, n: usize, k: usize) -> [Spec; 4] {
 fn edges_of_tiles_are_exact() {
     let rows = [1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15, 16, 29, 64];
     let cols = [1, 7, 8, 9, 10, 15, 16, 17, 31, 32, 33, 47, 64, 73, 128];
-    for isa in Isa::available() {
+    for engine in engines() {
         for m in rows {
             for n in cols {
                 for k in [1, 2, 19] {
                     for spec in storages(m, n, k) {
-                        check(Case::new(isa, spec));
+                        check(Case::new(engine, spec));
                     }
                 }
             }
@@ -236,11 +285,11 @@ fn edges_of_tiles_are_exact() {
 
 #[test]
 fn edges_of_depth_are_exact() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for k in [3, 8, 64, 127, 128, 255, 256, 257, 383, 384, 385, 511, 512, 513, 769] {
             for spec in storages(15, 33, k) {
-                check(Case::new(isa, spec));
-                check(Case { single: true, ..Case::new(isa, spec.accumulating()) });
+                check(Case::new(engine, spec));
+                check(Case { single: true, ..Case::new(engine, spec.accumulating()) });
             }
         }
     }
@@ -248,14 +297,14 @@ fn edges_of_depth_are_exact() {
 
 #[test]
 fn many_tiles_are_exact() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for (m, n, k) in
             [(128, 128, 128), (131, 257, 101), (37, 523, 300), (400, 65, 97), (128, 10, 512)]
         {
             for spec in storages(m, n, k) {
-                check(Case::new(isa, spec));
-                check(Case { gap: 0, ..Case::new(isa, spec.accumulating()) });
-                check(Case { single: true, ..Case::new(isa, spec) });
+                check(Case::new(engine, spec));
+                check(Case { gap: 0, ..Case::new(engine, spec.accumulating()) });
+                check(Case { single: true, ..Case::new(engine, spec) });
             }
         }
     }
@@ -272,25 +321,28 @@ fn packed_by_the_plan_is_exact() {
         plain(9, 1600, 40).a_transposed(),
     ];
     let packing_b = [plain(900, 780, 12), plain(400, 65, 97).b_transposed()];
-    for isa in Isa::available() {
+    for engine in engines() {
         for spec in packing_a.into_iter().chain(packing_b) {
-            let case = Case::new(isa, spec);
-            assert!(isa == Isa::Portable || case.plan().scratch_len() > 0, "{case:?}");
+            let case = Case::new(engine, spec);
+            assert!(
+                engine == (Isa::Portable, Precision::F32) || case.plan().scratch_len() > 0,
+                "{case:?}"
+            );
             check(Case { order: Order::Threads, ..case });
             check(Case { single: true, gap: 0, ..case });
         }
-        check(Case::new(isa, plain(100, 300, 900)));
+        check(Case::new(engine, plain(100, 300, 900)));
     }
 }
 
 #[test]
 fn random_values_stay_within_the_bound() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for (m, n, k) in [(13, 31, 1), (64, 64, 64), (97, 129, 611), (128, 10, 512), (3, 700, 200)]
         {
             for spec in storages(m, n, k) {
-                check(Case { integers: false, ..Case::new(isa, spec) });
-                check(Case { integers: false, ..Case::new(isa, spec.accumulating()) });
+                check(Case { integers: false, ..Case::new(engine, spec) });
+                check(Case { integers: false, ..Case::new(engine, spec.accumulating()) });
             }
         }
     }
@@ -298,11 +350,12 @@ fn random_values_stay_within_the_bound() {
 
 #[test]
 fn empty_products() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for (m, n, k) in [(0, 5, 5), (5, 0, 5), (0, 0, 0), (5, 7, 0), (200, 300, 0)] {
             for spec in storages(m, n, k) {
                 for packed in [false, true] {
-                    let case = Case { packed_a: packed, packed_b: packed, ..Case::new(isa, spec) };
+                    let case =
+                        Case { packed_a: packed, packed_b: packed, ..Case::new(engine, spec) };
                     check(case);
                     check(Case { spec: spec.accumulating(), ..case });
                 }
@@ -313,12 +366,12 @@ fn empty_products() {
 
 #[test]
 fn packed_operands_give_the_same_bits() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for (m, n, k) in
             [(1, 1, 1), (15, 33, 20), (64, 64, 64), (130, 140, 300), (128, 10, 512), (2, 300, 700)]
         {
             for spec in storages(m, n, k) {
-                let case = Case { integers: false, ..Case::new(isa, spec) };
+                let case = Case { integers: false, ..Case::new(engine, spec) };
                 let stored = check(case);
                 for (packed_a, packed_b) in [(true, false), (false, true), (true, true)] {
                     let packed = Case { packed_a, packed_b, ..case };
@@ -332,9 +385,10 @@ fn packed_operands_give_the_same_bits() {
 
 #[test]
 fn a_layout_does_not_depend_on_the_other_operand() {
-    for isa in Isa::available() {
+    for engine in engines() {
         let layout = |m, n| {
-            let plan = Plan::new(isa, Spec::new(m, n, 96), true, true);
+            let spec = Spec::new(m, n, 96);
+            let plan = Case { packed_a: true, packed_b: true, ..Case::new(engine, spec) }.plan();
             (plan.packed_a(), plan.packed_b())
         };
         assert_eq!(layout(40, 1).0, layout(40, 500).0);
@@ -344,15 +398,15 @@ fn a_layout_does_not_depend_on_the_other_operand() {
 
 #[test]
 fn split_depth_is_exact_and_sums_in_order() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for (m, n, k) in [(10, 20, 40_000), (64, 64, 8_192), (20, 36, 20_001)] {
             for spec in storages(m, n, k) {
-                let plan = Plan::new(isa, spec, false, false);
+                let plan = Case::new(engine, spec).plan();
                 assert!(plan.reduce_chunks() > 0, "K is split in {spec:?}");
-                check(Case::new(isa, spec));
-                let packed = Case { packed_a: true, packed_b: true, ..Case::new(isa, spec) };
+                check(Case::new(engine, spec));
+                let packed = Case { packed_a: true, packed_b: true, ..Case::new(engine, spec) };
                 check(packed);
-                let case = Case { integers: false, ..Case::new(isa, spec.accumulating()) };
+                let case = Case { integers: false, ..Case::new(engine, spec.accumulating()) };
                 let bits = check(case);
                 assert_eq!(bits, check(Case { order: Order::Threads, ..case }), "{case:?}");
             }
@@ -362,10 +416,10 @@ fn split_depth_is_exact_and_sums_in_order() {
 
 #[test]
 fn any_order_of_chunks_gives_the_same_bits() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for (m, n, k) in [(128, 256, 300), (400, 97, 300), (65, 33, 9_000)] {
             for spec in storages(m, n, k) {
-                let case = Case { integers: false, ..Case::new(isa, spec) };
+                let case = Case { integers: false, ..Case::new(engine, spec) };
                 assert!(case.plan().tiles() >= 8, "{spec:?}");
                 let bits = check(case);
                 for order in [Order::Reverse, Order::Shuffled, Order::Threads] {
@@ -378,10 +432,10 @@ fn any_order_of_chunks_gives_the_same_bits() {
 
 #[test]
 fn small_products_are_one_chunk() {
-    for isa in Isa::available() {
+    for engine in engines() {
         for (m, n, k) in [(32, 32, 32), (128, 10, 64), (1, 128, 128), (64, 10, 128)] {
             for spec in storages(m, n, k) {
-                let plan = Plan::new(isa, spec, false, false);
+                let plan = Case::new(engine, spec).plan();
                 assert_eq!(
                     (plan.pack_chunks(), plan.tiles(), plan.reduce_chunks()),
                     (0, 1, 0),
@@ -418,4 +472,62 @@ fn a_short_result_is_refused() {
         ViewMut { data: &mut [0.0], stride: 2 },
         None,
     );
+}
+
+#[test]
+fn stored_bf16_gives_the_bits_of_rounded_f32() {
+    for isa in Isa::available() {
+        let engine = (isa, Precision::Bf16);
+        for (m, n, k) in [(1, 1, 1), (17, 33, 35), (64, 64, 64), (130, 140, 300), (20, 36, 9_001)] {
+            for spec in storages(m, n, k) {
+                let case = Case { integers: false, ..Case::new(engine, spec) };
+                assert_eq!(check(case), check(Case { stored: DType::Bf16, ..case }), "{case:?}");
+            }
+        }
+    }
+}
+
+/// Packing a weight band by band gives what the documented layouts say.
+#[test]
+fn weights_are_packed_as_documented() {
+    for isa in Isa::available() {
+        assert_eq!(weight_layouts(isa, Precision::F32, 10, 10), None);
+        for (inputs, outputs) in [(1, 1), (64, 64), (784, 10), (70, 33), (130, 200)] {
+            let layouts = weight_layouts(isa, Precision::Bf16, inputs, outputs).expect("layouts");
+            let plan = |spec: Spec| Plan::new(isa, spec.in_precision(Precision::Bf16), false, true);
+            assert_eq!(plan(Spec::new(7, outputs, inputs)).packed_b(), layouts[0]);
+            assert_eq!(plan(Spec::new(7, inputs, outputs)).packed_b(), layouts[1]);
+            let mut random = Random(7);
+            let stride = outputs + 3;
+            let weight: Vec<f32> = (0..inputs * stride).map(|_| random.unit()).collect();
+            for stored in [DType::F32, DType::Bf16] {
+                let source = Buffer::new(&weight, stored);
+                let mut packed = layouts.map(|layout| vec![0xFFu8; layout.bytes()]);
+                let places = [packed[0].as_mut_ptr(), packed[1].as_mut_ptr()];
+                for start in (0..inputs).step_by(WEIGHT_BAND) {
+                    let rows = start..inputs.min(start + WEIGHT_BAND);
+                    let band = (source.address(start * stride), stride);
+                    // SAFETY: the weight and the layouts' memories are as long as they must be;
+                    // 64-bit alignment of a heap block suffices for their elements.
+                    unsafe { pack_weights((isa, Precision::Bf16), layouts, rows, band, places) };
+                }
+                let value = |row: usize, column: usize| weight[row * stride + column];
+                let expected = [
+                    Buffer::packed(layouts[0], |j, p| rounded(value(p, j))),
+                    Buffer::packed(layouts[1], |j, p| rounded(value(j, p))),
+                ];
+                for (packed, expected) in packed.iter().zip(&expected) {
+                    let expected: &[u8] = match expected {
+                        Buffer::F32(values) => bytemuck::cast_slice(values),
+                        Buffer::Bf16(values) => bytemuck::cast_slice(values),
+                    };
+                    assert!(packed[..] == *expected, "{isa} {inputs} x {outputs} from {stored}");
+                }
+            }
+        }
+    }
+}
+
+fn rounded(x: f32) -> f32 {
+    bf16::from_f32(x).to_f32()
 }

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use std::fmt;
 
-/// Environment variable that forces an instruction set: `portable`, `avx2` or `avx512`.
+/// Environment variable that forces an instruction set: `portable`, `avx2`, `avx512`,
+/// `avx512_bf16` or `amx`.
 pub const ISA_VARIABLE: &str = "TWOCLOCKS_ISA";
 
 /// An instruction set for which there are kernels, from the least to the most capable.
@@ -15,11 +16,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL: 16 f32 lanes.
     Avx512,
+    /// AVX-512 with BF16: products of bf16 pairs.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// Every instruction set that has kernels.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
     /// Name as printed and as accepted in [`ISA_VARIABLE`].
     pub fn name(self) -> &'static str {
@@ -27,6 +30,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512_bf16",
         }
     }
 
@@ -44,6 +48,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -73,7 +79,10 @@ impl Isa {
         let isa = Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
             Error::device(
                 name,
-                format!("{ISA_VARIABLE} takes portable, avx2 or avx512, not '{name}'"),
+                format!(
+                    "{ISA_VARIABLE} takes {}, not '{name}'",
+                    Isa::ALL.map(Isa::name).join(", ")
+                ),
             )
         })?;
         if isa.is_available() {

@@ -3,7 +3,7 @@
 
 use super::Products;
 use crate::device::cpu::{Chunk, Launch, rows_per_chunk};
-use crate::gemm::{ALIGNMENT, Block, Epilogue, Operands, Plan, Spec};
+use crate::gemm::{ALIGNMENT, Address, Block, Epilogue, Operands, Plan, Spec};
 use crate::ops::Site;
 use std::sync::Arc;
 
@@ -135,9 +135,9 @@ impl Job {
         let (a, b) = (chunk.input::<f32>(0), chunk.input::<f32>(1));
         assert!((batch + 1) * m * n <= chunk.output_len(self.c), "C is too short");
         Operands {
-            a: a[batch * m * k..][..m * k].as_ptr(),
+            a: Address::F32(a[batch * m * k..][..m * k].as_ptr()),
             lda: spec.a_shape().1,
-            b: b[batch * k * n..][..k * n].as_ptr(),
+            b: Address::F32(b[batch * k * n..][..k * n].as_ptr()),
             ldb: spec.b_shape().1,
             // SAFETY: the assertion above keeps the matrix within the output.
             c: unsafe { chunk.output_ptr::<f32>(self.c).add(batch * m * n) },

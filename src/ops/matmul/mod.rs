@@ -101,7 +101,7 @@ impl Matmul {
         }
         let stored = |transposed| if transposed { Transpose::Yes } else { Transpose::No };
         let (a, b) = (stored(self.transpose_a), stored(self.transpose_b));
-        let spec = Spec { m, n, k: inner_a, a, b, accumulate: false };
+        let spec = Spec { a, b, ..Spec::new(m, n, inner_a) };
         Ok(Products { batches, spec })
     }
 

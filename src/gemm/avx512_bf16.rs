@@ -1,0 +1,248 @@
+//! AVX512-BF16 (`vdpbf16ps`): register tiles of up to 8 x 32; and the packing to bf16 that the tile
+//! instructions of AMX share.
+//!
+//! Both engines read the same panels. A: 16 rows, in slices of 32 inner indices, so that a slice is
+//! 16 rows of a cache line. B: 16 columns, pairs of inner indices next to each other, so that a
+//! pair of all columns is a cache line, and 16 lines are a slice of A's depth. Seen as 32-bit
+//! pairs, a slice of B is the transpose of one of A: [`pack`] does both.
+//!
+//! `vdpbf16ps` and `tdpbf16ps` round sums to nearest even and take subnormal numbers as zero,
+//! whatever MXCSR says (Intel, Architecture Instruction Set Extensions Programming Reference).
+
+use super::driver::{Kernel, Micro, Packing, Panels};
+use super::layout::Weave;
+use super::{Address, Spec};
+use crate::tensor::DType;
+use core::arch::x86_64::*;
+use half::bf16;
+use std::mem::transmute;
+
+/// The engine `avx512_bf16_8x32`.
+pub(super) struct Avx512Bf16;
+
+const LANES: usize = 16;
+/// Rows whose sums fit into registers beside two vectors of B; 16 chains of sums hide the latency.
+const REGISTER_ROWS: usize = 8;
+/// Inner indices of a slice.
+const SLICE: usize = 32;
+/// Elements of a slice of 16 rows or columns.
+const SLICE_LEN: usize = LANES * SLICE;
+
+pub(super) const WEAVE_A: Weave =
+    Weave { width: LANES, group: SLICE, multiple: SLICE, element: DType::Bf16 };
+pub(super) const WEAVE_B: Weave =
+    Weave { width: LANES, group: 2, multiple: SLICE, element: DType::Bf16 };
+
+type Multiply = unsafe fn(&Micro<bf16>);
+
+/// Microkernels by rows - 1 and vectors - 1.
+static MULTIPLY: [[Multiply; 2]; REGISTER_ROWS] = {
+    macro_rules! table {
+        ($($rows:literal)*) => { [$([multiply::<$rows, 1>, multiply::<$rows, 2>]),*] };
+    }
+    table!(1 2 3 4 5 6 7 8)
+};
+
+impl Kernel for Avx512Bf16 {
+    type Element = bf16;
+    const NAME: &'static str = "avx512_bf16_8x32";
+    const SPEED: u64 = 2;
+    const ROWS: usize = 2 * REGISTER_ROWS;
+    const LANES: usize = LANES;
+    const WIDE_ROWS: usize = 0;
+    const DEPTH: usize = 512;
+    const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn panels(spec: &Spec, packed_a: bool, packed_b: bool, _single: bool) -> Panels {
+        Panels::packed((Self::ROWS, 2 * LANES), (WEAVE_A, WEAVE_B), spec, packed_a, packed_b)
+    }
+
+    fn weave_b(_n: usize) -> Weave {
+        WEAVE_B
+    }
+
+    unsafe fn multiply(micro: &Micro<bf16>) {
+        let vectors = micro.cols.div_ceil(LANES);
+        for first in (0..micro.rows).step_by(REGISTER_ROWS) {
+            let rows = REGISTER_ROWS.min(micro.rows - first);
+            // SAFETY: the caller's contract; the entry is that of these rows and vectors, which lie
+            // in the same panel of A.
+            unsafe {
+                let a = micro.a.add(first * SLICE);
+                let c = micro.c.add(first * micro.ldc);
+                MULTIPLY[rows - 1][vectors - 1](&Micro { rows, a, c, ..*micro });
+            }
+        }
+    }
+
+    unsafe fn pack(packing: &Packing<bf16>) {
+        // SAFETY: the caller's contract. This engine packs A along the slice and B across it.
+        unsafe { pack(packing) }
+    }
+}
+
+/// Mask of the first `count` lanes (all when there are more).
+fn lanes(count: usize) -> __mmask16 {
+    if count >= LANES { !0 } else { (1 << count) - 1 }
+}
+
+/// The microkernel for `M` rows and `V` vectors.
+///
+/// # Safety
+/// As [`Kernel::multiply`].
+#[allow(clippy::needless_range_loop, reason = "one index for registers and addresses")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn multiply<const M: usize, const V: usize>(micro: &Micro<bf16>) {
+    let Micro { cols, depth, a, b, b_panel, c, ldc, accumulate, .. } = *micro;
+    let last = lanes(cols - (V - 1) * LANES);
+    let mut sums = [[_mm512_setzero_ps(); V]; M];
+    for slice in 0..depth / SLICE {
+        let (a, b) = (a.wrapping_add(slice * SLICE_LEN), b.wrapping_add(slice * SLICE_LEN));
+        for pair in 0..SLICE / 2 {
+            let mut row = [_mm512_setzero_si512(); V];
+            // SAFETY: the slice has `M` rows of A and, in each of `V` panels, `SLICE / 2` vectors
+            // of B (contract).
+            unsafe {
+                for v in 0..V {
+                    row[v] = _mm512_loadu_si512(b.add(v * b_panel + pair * 2 * LANES).cast());
+                }
+                for i in 0..M {
+                    let element = a.add(i * SLICE + 2 * pair).cast::<i32>().read_unaligned();
+                    let element = _mm512_set1_epi32(element);
+                    for v in 0..V {
+                        let (x, y) = (
+                            transmute::<__m512i, __m512bh>(row[v]),
+                            transmute::<__m512i, __m512bh>(element),
+                        );
+                        sums[i][v] = _mm512_dpbf16_ps(sums[i][v], x, y);
+                    }
+                }
+            }
+        }
+    }
+    for i in 0..M {
+        for v in 0..V {
+            let mask = if v == V - 1 { last } else { !0 };
+            // SAFETY: C has `M` rows of `cols` elements (contract); the mask holds back lanes
+            // beyond `cols`.
+            unsafe {
+                let place = c.add(i * ldc + v * LANES);
+                let mut sum = sums[i][v];
+                if accumulate {
+                    sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), sum);
+                }
+                _mm512_mask_storeu_ps(place, mask, sum);
+            }
+        }
+    }
+}
+
+/// Packs one panel of A or B, whichever its slices are: see the module.
+///
+/// # Safety
+/// As [`Kernel::pack`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn pack(packing: &Packing<bf16>) {
+    let Packing { source, stride, along_depth, count, depth, filled, panel, group, .. } = *packing;
+    let rows_apart = group == SLICE;
+    for first in (0..filled).step_by(SLICE) {
+        let left = depth.saturating_sub(first).min(SLICE);
+        // 16 lines of 16 pairs: a row's pairs where rows are contiguous along the depth, else a
+        // pair's rows.
+        let mut lines = [_mm512_setzero_si512(); LANES];
+        for (i, line) in lines.iter_mut().enumerate() {
+            // SAFETY: only rows below `count` and inner indices below `depth` are read (contract).
+            *line = unsafe {
+                if along_depth && i < count {
+                    line_along(source.after(i * stride + first), left)
+                } else if !along_depth && 2 * i < left {
+                    let next = (2 * i + 1 < left).then_some(stride);
+                    line_across(source.after((first + 2 * i) * stride), next, count)
+                } else {
+                    _mm512_setzero_si512()
+                }
+            };
+        }
+        if along_depth != rows_apart {
+            lines = transposed(lines);
+        }
+        for (i, line) in lines.into_iter().enumerate() {
+            // SAFETY: parts of a panel are whole slices (contract).
+            unsafe { _mm512_storeu_si512(panel.add(first * LANES + i * SLICE).cast(), line) };
+        }
+    }
+}
+
+/// The first `count` of 32 consecutive elements as bf16, then zeros.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn line_along(source: Address, count: usize) -> __m512i {
+    // SAFETY: the masks hold back what lies beyond `count`.
+    unsafe {
+        match source {
+            Address::F32(at) => {
+                let low = _mm512_maskz_loadu_ps(lanes(count), at);
+                let high = _mm512_maskz_loadu_ps(
+                    lanes(count.saturating_sub(LANES)),
+                    at.wrapping_add(LANES),
+                );
+                transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+            }
+            Address::Bf16(at) => {
+                let mask = if count >= SLICE { !0 } else { (1u32 << count) - 1 };
+                _mm512_maskz_loadu_epi16(mask, at.cast())
+            }
+        }
+    }
+}
+
+/// Pairs of the first `count` of 16 consecutive elements and those `next` further on (zeros without
+/// `next`), as bf16.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn line_across(source: Address, next: Option<usize>, count: usize) -> __m512i {
+    let (mask, next_mask) = (lanes(count), if next.is_some() { lanes(count) } else { 0 });
+    let next = next.unwrap_or(0);
+    // SAFETY: the masks hold back what lies beyond `count`.
+    let halves = unsafe {
+        match source {
+            Address::F32(at) => {
+                let low = _mm512_maskz_loadu_ps(mask, at);
+                let high = _mm512_maskz_loadu_ps(next_mask, at.wrapping_add(next));
+                transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+            }
+            Address::Bf16(at) => {
+                let low = _mm256_maskz_loadu_epi16(mask, at.cast());
+                let high = _mm256_maskz_loadu_epi16(next_mask, at.wrapping_add(next).cast());
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+            }
+        }
+    };
+    const WOVEN: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 16 {
+            order[2 * i] = i as u16;
+            order[2 * i + 1] = 16 + i as u16;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: 32 16-bit numbers are 512 bits.
+    let order = unsafe { transmute::<[u16; 32], __m512i>(WOVEN) };
+    _mm512_permutexvar_epi16(order, halves)
+}
+
+/// 16 lines of 16 pairs, transposed.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(lines: [__m512i; 16]) -> [__m512i; 16] {
+    super::avx512::transposed(lines.map(|line| _mm512_castsi512_ps(line)))
+        .map(|line| _mm512_castps_si512(line))
+}
