@@ -1,9 +1,10 @@
 //! Packed operands: where each element lies, and packing weights once for many products.
 
-use super::{Address, Precision, Transpose, driver, with_kernel};
+use super::blocking::Range;
+use super::driver::{self, Kernel};
+use super::{Address, Engine, Precision, Transpose, with_kernel};
 use crate::device::cpu::Isa;
 use crate::tensor::DType;
-use std::ops::Range;
 
 /// How the panels of an operand are cut and woven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,65 +91,142 @@ impl PackedLayout {
     }
 }
 
-/// The layouts in which products of `isa` and `precision` read a weight W \[inputs, outputs\]: as B
-/// of `x W`, and as B of `dy W^T`. `None` where an engine gains nothing from packed weights.
-pub fn weight_layouts(
-    isa: Isa,
-    precision: Precision,
-    inputs: usize,
-    outputs: usize,
-) -> Option<[PackedLayout; 2]> {
-    if precision == Precision::F32 {
-        return None;
-    }
-    let engine = super::Engine::new(isa, precision);
-    let layout = |count, depth| -> PackedLayout {
-        with_kernel!(engine, K => {
-            <K as driver::Kernel>::weave_b(count).layout(count, depth)
-        }, else unreachable!("no engine of its own in f32"))
-    };
-    Some([layout(outputs, inputs), layout(inputs, outputs)])
+/// Rows of a weight that are packed at a time: a multiple of every engine's panels and slices.
+pub const WEIGHT_BAND: usize = 32;
+
+/// A weight W \[inputs, outputs\] and its packed copies.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedWeight {
+    /// First element in the flat weights.
+    pub offset: usize,
+    /// Rows.
+    pub inputs: usize,
+    /// Columns.
+    pub outputs: usize,
+    /// As B of `x W`, and as B of `dy W^T`.
+    pub layouts: [PackedLayout; 2],
+    /// First element of each in the region of the copies.
+    pub places: [usize; 2],
 }
 
-/// Rows of a weight that [`pack_weights`] takes at a time, or a multiple of it: a multiple of every
-/// layout's `width` and `multiple`.
-pub const WEIGHT_BAND: usize = 64;
+/// The packed copies of a model's weights, in which products read them step after step; all in one
+/// region, each at a cache line.
+#[derive(Clone, Debug)]
+pub struct PackedWeights {
+    engine: Engine,
+    element: DType,
+    len: usize,
+    weights: Vec<PackedWeight>,
+}
 
-/// Packs some rows of a weight W \[inputs, outputs\] into both layouts of [`weight_layouts`].
-///
-/// # Safety
-/// - `source` is readable as `rows.len()` x `outputs` elements, `stride` apart from row to row;
-/// - `packed` are the layouts' memories, aligned for their elements, which nobody else uses in the
-///   places of these rows meanwhile. Other rows are other places.
-///
-/// # Panics
-/// When `rows` does not start at a multiple of [`WEIGHT_BAND`], or ends neither at one nor with the
-/// weight.
-pub unsafe fn pack_weights(
-    (isa, precision): (Isa, Precision),
-    [forward, backward]: [PackedLayout; 2],
-    rows: Range<usize>,
-    (source, stride): (Address, usize),
-    packed: [*mut u8; 2],
-) {
-    let (inputs, outputs) = (forward.depth, forward.count);
-    assert!(rows.start.is_multiple_of(WEIGHT_BAND) && rows.end <= inputs, "{rows:?} of {inputs}");
-    assert!(rows.end == inputs || rows.end.is_multiple_of(WEIGHT_BAND), "{rows:?} of {inputs}");
-    if rows.is_empty() || outputs == 0 {
-        return;
+impl PackedWeights {
+    /// Lays out the copies of weights \[inputs, outputs\] that start at `offset` of flat weights.
+    /// `None` where the engine of this precision gains nothing from them: in f32.
+    pub fn new(
+        isa: Isa,
+        precision: Precision,
+        weights: impl IntoIterator<Item = (usize, [usize; 2])>,
+    ) -> Option<PackedWeights> {
+        if precision == Precision::F32 {
+            return None;
+        }
+        let engine = Engine::new(isa, precision);
+        let layout = |count, depth| -> PackedLayout {
+            with_kernel!(engine, K => K::weave_b(count).layout(count, depth),
+                else unreachable!("matrixmultiply packs for itself"))
+        };
+        let element = layout(1, 1).element;
+        let (mut len, mut packed) = (0, Vec::new());
+        for (offset, [inputs, outputs]) in weights {
+            let layouts = [layout(outputs, inputs), layout(inputs, outputs)];
+            let places = layouts.map(|layout| {
+                let place = len;
+                len = (len + layout.len()).next_multiple_of(64 / element.size());
+                place
+            });
+            packed.push(PackedWeight { offset, inputs, outputs, layouts, places });
+        }
+        Some(PackedWeights { engine, element, len, weights: packed })
     }
-    let engine = super::Engine::new(isa, precision);
-    let all = |end| super::Range { start: 0, end };
-    let band = super::Range { start: rows.start, end: rows.end };
-    let panels =
-        super::Range { start: rows.start / backward.width, end: rows.end.div_ceil(backward.width) };
-    // `driver::pack` counts from the first row of the whole weight.
-    let source = source.before(rows.start * stride);
-    // SAFETY: the rows are inside the layouts (assertions); memory as the caller says.
-    with_kernel!(engine, K => unsafe {
-        let stored = (source, stride, Transpose::No);
-        driver::pack::<K>(forward, all(forward.panels()), band, stored, packed[0].cast());
-        let stored = (source, stride, Transpose::Yes);
-        driver::pack::<K>(backward, panels, all(outputs), stored, packed[1].cast());
-    }, else unreachable!("no engine of its own in f32"));
+
+    /// Type of the copies' elements.
+    pub fn element(&self) -> DType {
+        self.element
+    }
+
+    /// Elements of all copies.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The weights, in the order in which they were given.
+    pub fn weights(&self) -> &[PackedWeight] {
+        &self.weights
+    }
+
+    /// Packs all weights. `flat` holds them; `packed` has [`PackedWeights::len`] elements.
+    ///
+    /// # Panics
+    /// When a slice is too short or not aligned for the elements.
+    pub fn pack_all(&self, flat: &[f32], packed: &mut [u8]) {
+        assert!(packed.len() >= self.len * self.element.size(), "{} bytes", packed.len());
+        assert!(packed.as_ptr().addr().is_multiple_of(self.element.size()), "not aligned");
+        for (number, weight) in self.weights.iter().enumerate() {
+            let PackedWeight { offset, inputs, outputs, .. } = *weight;
+            let source = flat[offset..][..inputs * outputs].as_ptr();
+            for start in (0..inputs).step_by(WEIGHT_BAND) {
+                let rows = start..inputs.min(start + WEIGHT_BAND);
+                let source = source.wrapping_add(start * outputs);
+                // SAFETY: the slice above has all rows, the assertions make room for the copies,
+                // which are borrowed exclusively.
+                unsafe { self.pack_band(number, rows, source, packed.as_mut_ptr()) };
+            }
+        }
+    }
+
+    /// Packs some rows of weight `number`. `source` is the first of these rows, `packed` the region
+    /// of the copies.
+    ///
+    /// # Safety
+    /// The rows are readable; the region has [`PackedWeights::len`] elements, aligned, and nobody
+    /// else uses the places of these rows meanwhile. Other rows have other places.
+    ///
+    /// # Panics
+    /// When `rows` does not start at a multiple of [`WEIGHT_BAND`], or ends neither at one nor with
+    /// the weight.
+    pub unsafe fn pack_band(
+        &self,
+        number: usize,
+        rows: std::ops::Range<usize>,
+        source: *const f32,
+        packed: *mut u8,
+    ) {
+        let PackedWeight { inputs, outputs, layouts: [forward, backward], places, .. } =
+            self.weights[number];
+        assert!(rows.start.is_multiple_of(WEIGHT_BAND) && rows.end <= inputs, "{rows:?}");
+        assert!(rows.end == inputs || rows.end.is_multiple_of(WEIGHT_BAND), "{rows:?}");
+        if rows.is_empty() || outputs == 0 {
+            return;
+        }
+        let all = |end| Range { start: 0, end };
+        let band = Range { start: rows.start, end: rows.end };
+        let panels =
+            Range { start: rows.start / backward.width, end: rows.end.div_ceil(backward.width) };
+        // `driver::pack` counts from the first row of the whole weight.
+        let source = Address::F32(source).before(rows.start * outputs);
+        // SAFETY: the rows are inside the layouts (assertions); memory as the caller says.
+        with_kernel!(self.engine, K => unsafe {
+            let [forward_at, backward_at] =
+                places.map(|place| packed.cast::<<K as Kernel>::Element>().add(place));
+            let stored = (source, outputs, Transpose::No);
+            driver::pack::<K>(forward, all(forward.panels()), band, stored, forward_at);
+            let stored = (source, outputs, Transpose::Yes);
+            driver::pack::<K>(backward, panels, all(outputs), stored, backward_at);
+        }, else unreachable!("matrixmultiply packs for itself"));
+    }
 }

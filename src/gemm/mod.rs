@@ -39,7 +39,7 @@ mod rounded;
 #[cfg(test)]
 mod tests;
 
-pub use layout::{PackedLayout, WEIGHT_BAND, pack_weights, weight_layouts};
+pub use layout::{PackedLayout, PackedWeight, PackedWeights, WEIGHT_BAND};
 
 use crate::device::cpu::Isa;
 use crate::tensor::DType;

@@ -84,7 +84,7 @@ impl Kernel for Panelled {
     const NAME: &'static str = "matrixmultiply";
     const SPEED: u64 = 1;
     const ROWS: usize = 64;
-    const LANES: usize = 32;
+    const LANES: usize = 16;
     const WIDE_ROWS: usize = 0;
     const DEPTH: usize = 256;
     const LOCAL_ROW_PANELS: usize = usize::MAX;

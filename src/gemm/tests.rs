@@ -487,42 +487,46 @@ fn stored_bf16_gives_the_bits_of_rounded_f32() {
     }
 }
 
-/// Packing a weight band by band gives what the documented layouts say.
+/// Packed weights are what the documented layouts say, and those that plans ask for.
 #[test]
 fn weights_are_packed_as_documented() {
+    let shapes = [[1, 1], [64, 64], [784, 10], [70, 33], [130, 200]];
+    let mut end = 0;
+    let offsets = shapes.map(|[inputs, outputs]| {
+        end += 5 + inputs * outputs;
+        end - inputs * outputs
+    });
+    let mut random = Random(7);
+    let flat: Vec<f32> = (0..end).map(|_| random.unit()).collect();
     for isa in Isa::available() {
-        assert_eq!(weight_layouts(isa, Precision::F32, 10, 10), None);
-        for (inputs, outputs) in [(1, 1), (64, 64), (784, 10), (70, 33), (130, 200)] {
-            let layouts = weight_layouts(isa, Precision::Bf16, inputs, outputs).expect("layouts");
+        let weights = || offsets.into_iter().zip(shapes);
+        assert!(PackedWeights::new(isa, Precision::F32, weights()).is_none());
+        let packer = PackedWeights::new(isa, Precision::Bf16, weights()).expect("packed in bf16");
+        let bytes = packer.len() * packer.element().size();
+        // f32 elements align the copies for every element type.
+        let mut packed = vec![f32::NAN; bytes.div_ceil(4)];
+        packer.pack_all(&flat, bytemuck::cast_slice_mut(&mut packed));
+        let packed: &[u8] = bytemuck::cast_slice(&packed);
+        for weight in packer.weights() {
+            let PackedWeight { offset, inputs, outputs, layouts, places } = *weight;
             let plan = |spec: Spec| Plan::new(isa, spec.in_precision(Precision::Bf16), false, true);
             assert_eq!(plan(Spec::new(7, outputs, inputs)).packed_b(), layouts[0]);
             assert_eq!(plan(Spec::new(7, inputs, outputs)).packed_b(), layouts[1]);
-            let mut random = Random(7);
-            let stride = outputs + 3;
-            let weight: Vec<f32> = (0..inputs * stride).map(|_| random.unit()).collect();
-            for stored in [DType::F32, DType::Bf16] {
-                let source = Buffer::new(&weight, stored);
-                let mut packed = layouts.map(|layout| vec![0xFFu8; layout.bytes()]);
-                let places = [packed[0].as_mut_ptr(), packed[1].as_mut_ptr()];
-                for start in (0..inputs).step_by(WEIGHT_BAND) {
-                    let rows = start..inputs.min(start + WEIGHT_BAND);
-                    let band = (source.address(start * stride), stride);
-                    // SAFETY: the weight and the layouts' memories are as long as they must be;
-                    // 64-bit alignment of a heap block suffices for their elements.
-                    unsafe { pack_weights((isa, Precision::Bf16), layouts, rows, band, places) };
-                }
-                let value = |row: usize, column: usize| weight[row * stride + column];
-                let expected = [
-                    Buffer::packed(layouts[0], |j, p| rounded(value(p, j))),
-                    Buffer::packed(layouts[1], |j, p| rounded(value(j, p))),
-                ];
-                for (packed, expected) in packed.iter().zip(&expected) {
-                    let expected: &[u8] = match expected {
-                        Buffer::F32(values) => bytemuck::cast_slice(values),
-                        Buffer::Bf16(values) => bytemuck::cast_slice(values),
-                    };
-                    assert!(packed[..] == *expected, "{isa} {inputs} x {outputs} from {stored}");
-                }
+            let value = |row: usize, column: usize| rounded(flat[offset + row * outputs + column]);
+            let expected = [
+                Buffer::packed(layouts[0], |j, p| value(p, j)),
+                Buffer::packed(layouts[1], |j, p| value(j, p)),
+            ];
+            for ((expected, place), layout) in expected.iter().zip(places).zip(layouts) {
+                let expected: &[u8] = match expected {
+                    Buffer::F32(values) => bytemuck::cast_slice(values),
+                    Buffer::Bf16(values) => bytemuck::cast_slice(values),
+                };
+                let start = place * layout.element.size();
+                assert!(
+                    packed[start..start + layout.bytes()] == *expected,
+                    "{isa} {inputs} x {outputs}"
+                );
             }
         }
     }

@@ -8,18 +8,23 @@ use crate::device::cpu::simd::{Kernel, Simd, dispatch, math};
 use crate::gemm::Block;
 use crate::ops::Site;
 use crate::ops::matmul::Products;
-use crate::ops::matmul::cpu::{self, Around, Finish};
+use crate::ops::matmul::cpu::{self, Around, Finish, Others};
 use std::sync::Arc;
 
-pub(super) fn launch(site: &Site<'_>, products: Products, activation: Activation) -> Launch {
+pub(super) fn launch(
+    site: &Site<'_>,
+    products: Products,
+    activation: Activation,
+    others: Others,
+) -> Launch {
     // Where only z is read, the product is z.
     let (c, activation) = if site.used[0] { (0, activation) } else { (1, Activation::None) };
     let (isa, n) = (site.isa, products.spec.n);
-    let plain = activation == Activation::None && site.inputs.len() == 2;
+    let plain = activation == Activation::None && others.bias.is_none();
     let finish = (!plain).then(|| -> Finish {
         Arc::new(move |around, block| dispatch(isa, Finishing { around, block, n, activation }))
     });
-    cpu::launch(site, products, c, finish)
+    cpu::launch(site, products, c, others, finish)
 }
 
 /// `z = c + bias; c = act(z)` for one block of C.

@@ -18,16 +18,17 @@ mod naive;
 
 pub(super) use naive::derivative;
 
-use super::matmul::{Products, as_matrix};
+use super::matmul::cpu::Others;
+use super::matmul::{Products, as_matrix, matmul_in, matmul_packed, without};
 use super::unary::{Kind, Unary};
 use super::{
     Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, activation_backward,
-    add, matmul, reshape, sum,
+    add, reshape, sum,
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
 use crate::error::{Error, Result};
-use crate::gemm::Spec;
+use crate::gemm::{Precision, Spec};
 use crate::tensor::TensorType;
 use std::fmt;
 use std::sync::Arc;
@@ -83,6 +84,19 @@ impl fmt::Display for Activation {
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     activation: Activation,
+    precision: Precision,
+    /// Whether input 2 is a bias.
+    bias: bool,
+    /// Whether the last two inputs are W packed for this product, and for that of the gradient.
+    packed: bool,
+}
+
+impl Linear {
+    /// Which inputs there are beside `x` and `W`.
+    fn others(&self) -> Others {
+        let packed = 2 + usize::from(self.bias);
+        Others { bias: self.bias.then_some(2), packed: self.packed.then_some(packed) }
+    }
 }
 
 /// Records `activation(x w + bias)`: `x` is \[.., in\], `w` \[in, out\], `bias` \[out\].
@@ -96,13 +110,43 @@ pub fn linear(
     bias: Option<Var>,
     activation: Activation,
 ) -> Result<Var> {
-    let inputs: Vec<Var> = [x, w].into_iter().chain(bias).collect();
-    Ok(tape.push(Arc::new(Linear { activation }), &inputs)?[0])
+    linear_in(tape, Precision::F32, x, Weight { values: w, packed: None }, bias, activation)
+}
+
+/// A weight, and where they are kept its copies packed for `x W` and for `dy W^T`
+/// ([`crate::gemm::PackedWeights`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Weight {
+    /// W \[in, out\], f32.
+    pub values: Var,
+    /// The copies, flat.
+    pub packed: Option<[Var; 2]>,
+}
+
+/// The same in another precision. Products are in that precision, in the gradients too; bias,
+/// activation and results are f32. Packed copies of the weight must be those of the precision and
+/// of the machine's instruction set, and hold the same values.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_in(
+    tape: &mut dyn Recorder,
+    precision: Precision,
+    x: Var,
+    weight: Weight,
+    bias: Option<Var>,
+    activation: Activation,
+) -> Result<Var> {
+    let op = Linear { activation, precision, bias: bias.is_some(), packed: weight.packed.is_some() };
+    let packed = weight.packed.into_iter().flatten();
+    let inputs: Vec<Var> = [x, weight.values].into_iter().chain(bias).chain(packed).collect();
+    Ok(tape.push(Arc::new(op), &inputs)?[0])
 }
 
 /// The product of tensors whose types `infer` has checked.
-fn products(x: &TensorType, w: &TensorType) -> Products {
-    Products { batches: 1, spec: Spec::new(x.shape.rows(), w.shape.columns(), w.shape.rows()) }
+fn products(op: &Linear, x: &TensorType, w: &TensorType) -> Products {
+    let spec = Spec::new(x.shape.rows(), w.shape.columns(), w.shape.rows());
+    Products { batches: 1, spec: spec.in_precision(op.precision) }
 }
 
 impl Operation for Linear {
@@ -111,14 +155,14 @@ impl Operation for Linear {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        super::expect_f32(self.name(), inputs, if inputs.len() == 3 { 3 } else { 2 })?;
+        let count = 2 + usize::from(self.bias);
+        let operands = if self.packed { &inputs[..inputs.len().min(count)] } else { inputs };
+        super::expect_f32(self.name(), operands, count)?;
         let (x, w) = (&inputs[0].shape, &inputs[1].shape);
-        let bias_fits = match inputs.get(2) {
-            Some(bias) => bias.shape.extents() == [w.columns()],
-            None => true,
-        };
+        let bias = operands.get(2);
+        let bias_fits = bias.is_none_or(|bias| bias.shape.extents() == [w.columns()]);
         if x.rank() == 0 || w.rank() != 2 || x.columns() != w.rows() || !bias_fits {
-            let bias = inputs.get(2).map_or(String::new(), |bias| format!(" + {}", bias.shape));
+            let bias = bias.map_or(String::new(), |bias| format!(" + {}", bias.shape));
             let problem = format!("{x} times {w}{bias} does not fit: it takes [.., in], [in, out] and [out]");
             return Err(Error::operation(self.name(), problem));
         }
@@ -130,17 +174,18 @@ impl Operation for Linear {
     }
 
     fn naive(&self, inputs: &[Values], outputs: &mut [Values], _control: &Control) {
-        let products = products(&inputs[0].tensor_type, &inputs[1].tensor_type);
-        naive::linear(self.activation, &products, inputs, outputs);
+        let products = products(self, &inputs[0].tensor_type, &inputs[1].tensor_type);
+        let operands = &inputs[..2 + usize::from(self.bias)];
+        naive::linear(self.activation, &products, operands, outputs);
     }
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
-        let products = products(&site.inputs[0], &site.inputs[1]);
-        Some(cpu::launch(site, products, self.activation))
+        let products = products(self, &site.inputs[0], &site.inputs[1]);
+        Some(cpu::launch(site, products, self.activation, self.others()))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {
-        let (x, w) = (rule.inputs[0], rule.inputs[1]);
+        let (x, w, precision) = (rule.inputs[0], rule.inputs[1], self.precision);
         let of_argument = self.activation.needs_argument().then(|| rule.upstream(1)).flatten();
         let (mut dz, mut db) = match (rule.upstream(0), self.activation) {
             (None, _) => (None, None),
@@ -163,16 +208,21 @@ impl Operation for Linear {
         let dz = as_matrix(rule.tape, dz)?;
         if rule.needs(0) {
             let shape = rule.tape.tensor_type(x).shape.clone();
-            let dx = matmul(rule.tape, dz, w, false, true)?;
+            let dx = match self.others().packed {
+                Some(packed) => {
+                    matmul_packed(rule.tape, precision, dz, w, rule.inputs[packed + 1])?
+                }
+                None => matmul_in(rule.tape, precision, dz, w, false, true)?,
+            };
             let dx = reshape(rule.tape, dx, shape)?;
             rule.give(0, dx)?;
         }
         if rule.needs(1) {
             let x = as_matrix(rule.tape, x)?;
-            let dw = matmul(rule.tape, x, dz, true, false)?;
+            let dw = matmul_in(rule.tape, precision, x, dz, true, false)?;
             rule.give(1, dw)?;
         }
-        if rule.inputs.len() > 2 && rule.needs(2) {
+        if self.bias && rule.needs(2) {
             let db = match db {
                 Some(db) => db,
                 None => sum(rule.tape, dz, &[0], false)?,
@@ -183,14 +233,22 @@ impl Operation for Linear {
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {
-        let Spec { m, n, k, .. } = products(&site.inputs[0], &site.inputs[1]).spec;
-        let bias = (site.inputs.len() - 2) as f64;
+        let Spec { m, n, k, .. } = products(self, &site.inputs[0], &site.inputs[1]).spec;
+        let bias = f64::from(u8::from(self.bias));
         let z = Site { inputs: &site.outputs[..1], ..*site };
         let activation = match self.activation.unary() {
             Some(unary) if site.used[0] => unary.cost(&z).flops,
             _ => 0.0,
         };
-        Cost::of(m as f64 * n as f64 * (2.0 * k as f64 + bias) + activation, site)
+        let flops = m as f64 * n as f64 * (2.0 * k as f64 + bias) + activation;
+        match self.others().packed {
+            // Neither W itself nor the copy for the gradient is read.
+            Some(packed) => {
+                let cost = without(1, flops, site);
+                Cost { bytes: cost.bytes - site.inputs[packed + 1].bytes() as f64, ..cost }
+            }
+            None => Cost::of(flops, site),
+        }
     }
 }
 
@@ -216,10 +274,21 @@ fn case(
     let rows_name: String = rows.iter().map(|extent| format!("{extent}x")).collect();
     let bias_name = if bias { "_bias" } else { "" };
     let name = format!("{activation}_{rows_name}{inner}x{out}{bias_name}");
-    let case = Case::new(name, Linear { activation }, tolerance)
+    let op = Linear { activation, precision: Precision::F32, bias, packed: false };
+    let case = Case::new(name, op, tolerance)
         .input(&[rows, &[inner]].concat(), fill)
         .input(&[inner, out], fill);
     if bias { case.input(&[out], fill) } else { case }
+}
+
+/// A case in bf16. Rounding has no derivative.
+fn case_bf16(rows: usize, [inner, out]: [usize; 2], activation: Activation) -> Case {
+    let name = format!("{activation}_{rows}x{inner}x{out}_bias_bf16");
+    let op = Linear { activation, precision: Precision::Bf16, bias: true, packed: false };
+    let fill = Fill::Uniform(-1.0, 1.0);
+    let case = Case::new(name, op, Tolerance::Accumulation(inner.max(1)));
+    let case = case.input(&[rows, inner], fill).input(&[inner, out], fill).input(&[out], fill);
+    case.without_gradient()
 }
 
 /// Test cases.
@@ -246,6 +315,8 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
             let integers = case(&[29], [19, 35], bias, activation, Fill::Integers);
             cases.push(integers.without_gradient());
         }
+        cases.push(case_bf16(31, [64, 33], activation));
+        cases.push(case_bf16(131, [61, 129], activation));
         // Without inner terms z is the bias; a split K.
         cases.push(case(&[5], [0, 19], true, activation, Fill::Uniform(0.1, 1.0)));
         let split = case(&[10], [4099, 17], true, activation, Fill::Uniform(-0.1, 0.1));
@@ -265,6 +336,7 @@ pub fn benches(_control: &mut Control) -> Vec<Case> {
     let mut cases: Vec<Case> = relu.iter().map(with(Activation::Relu)).collect();
     cases.extend(last.iter().map(with(Activation::None)));
     cases.push(case(&[1024], [768, 3072], true, Activation::Gelu, uniform));
+    cases.extend(relu.iter().map(|sizes| case_bf16(128, *sizes, Activation::Relu)));
     cases
 }
 

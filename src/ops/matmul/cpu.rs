@@ -5,6 +5,8 @@ use super::Products;
 use crate::device::cpu::{Chunk, Launch, rows_per_chunk};
 use crate::gemm::{ALIGNMENT, Address, Block, Epilogue, Operands, Plan, Spec};
 use crate::ops::Site;
+use crate::tensor::DType;
+use half::bf16;
 use std::sync::Arc;
 
 /// From so many products on, each is done by one thread: enough chunks to divide, and scratch for
@@ -18,7 +20,7 @@ pub(in crate::ops) type Finish = Arc<dyn Fn(&Around<'_>, Block) + Send + Sync>;
 
 /// The tensors of a node beside A, B and C.
 pub(in crate::ops) struct Around<'a> {
-    /// Input 2: one value for each column of C.
+    /// One value for each column of C.
     pub bias: Option<&'a [f32]>,
     /// Output 1, as long as C; null if nobody reads it or if it is C.
     pub second: *mut f32,
@@ -27,24 +29,39 @@ pub(in crate::ops) struct Around<'a> {
 // SAFETY: the pointer is followed only where blocks of C are finished, and blocks do not overlap.
 unsafe impl Sync for Around<'_> {}
 
+/// Which inputs there are beside A and B.
+#[derive(Clone, Copy, Default)]
+pub(in crate::ops) struct Others {
+    /// One value for each column of C.
+    pub bias: Option<usize>,
+    /// B, packed for this product, to be read instead of B.
+    pub packed: Option<usize>,
+}
+
 /// The launch of `products`; C is output `c`.
 pub(in crate::ops) fn launch(
     site: &Site<'_>,
     Products { batches, spec }: Products,
     c: usize,
+    others: Others,
     finish: Option<Finish>,
 ) -> Launch {
     let isa = site.isa;
     let plan = match batches {
-        MANY.. => Plan::single(isa, spec, false, false),
-        _ => Plan::new(isa, spec, false, false),
+        MANY.. => Plan::single(isa, spec, false, others.packed.is_some()),
+        _ => Plan::new(isa, spec, false, others.packed.is_some()),
     };
+    if let Some(packed) = others.packed {
+        let (found, layout) = (&site.inputs[packed], plan.packed_b());
+        let fits = found.dtype == layout.element && found.elements() == layout.len();
+        assert!(fits && batches == 1, "a packed B of {found} for {layout:?}");
+    }
     let launch = Launch::new(plan.engine());
     if batches * plan.tiles() == 0 {
         return launch.rows(0, 1, |_| {});
     }
     let job = Job {
-        has_bias: site.inputs.len() > 2,
+        others,
         has_second: c == 0 && site.used.get(1) == Some(&true),
         scratch: plan.scratch_len().next_multiple_of(ALIGNMENT),
         plan,
@@ -100,7 +117,7 @@ struct Job {
     /// Elements of scratch of one product.
     scratch: usize,
     c: usize,
-    has_bias: bool,
+    others: Others,
     has_second: bool,
     finish: Option<Finish>,
 }
@@ -115,7 +132,7 @@ impl Job {
         } else {
             std::ptr::null_mut()
         };
-        let around = Around { bias: self.has_bias.then(|| chunk.input(2)), second };
+        let around = Around { bias: self.others.bias.map(|i| chunk.input(i)), second };
         run(Some(&|block| finish(&around, block)));
     }
 
@@ -132,12 +149,19 @@ impl Job {
     fn operands(&self, chunk: &Chunk<'_>, batch: usize, scratch: *mut f32) -> Operands {
         let spec = self.plan.spec();
         let Spec { m, n, k, .. } = *spec;
-        let (a, b) = (chunk.input::<f32>(0), chunk.input::<f32>(1));
+        let a = chunk.input::<f32>(0);
+        let b = match self.others.packed {
+            Some(packed) if self.plan.packed_b().element == DType::Bf16 => {
+                Address::Bf16(chunk.input::<bf16>(packed).as_ptr())
+            }
+            Some(packed) => Address::F32(chunk.input::<f32>(packed).as_ptr()),
+            None => Address::F32(chunk.input::<f32>(1)[batch * k * n..][..k * n].as_ptr()),
+        };
         assert!((batch + 1) * m * n <= chunk.output_len(self.c), "C is too short");
         Operands {
             a: Address::F32(a[batch * m * k..][..m * k].as_ptr()),
             lda: spec.a_shape().1,
-            b: Address::F32(b[batch * k * n..][..k * n].as_ptr()),
+            b,
             ldb: spec.b_shape().1,
             // SAFETY: the assertion above keeps the matrix within the output.
             c: unsafe { chunk.output_ptr::<f32>(self.c).add(batch * m * n) },

@@ -23,7 +23,8 @@ use super::{
 use crate::device::Control;
 use crate::device::cpu::Launch;
 use crate::error::{Error, Result};
-use crate::gemm::{Spec, Transpose};
+use crate::gemm::{Precision, Spec, Transpose};
+use cpu::Others;
 use crate::tensor::{Shape, TensorType};
 
 /// The operation `matmul`.
@@ -31,6 +32,9 @@ use crate::tensor::{Shape, TensorType};
 pub struct Matmul {
     transpose_a: bool,
     transpose_b: bool,
+    precision: Precision,
+    /// Whether there is a third input: the second one, packed for this product.
+    packed: bool,
 }
 
 /// Records `op(a) op(b)`: `a` is \[.., m, k\] (\[.., k, m\] with `transpose_a`), `b` is \[.., k, n\]
@@ -46,15 +50,46 @@ pub fn matmul(
     transpose_a: bool,
     transpose_b: bool,
 ) -> Result<Var> {
+    matmul_in(tape, Precision::F32, a, b, transpose_a, transpose_b)
+}
+
+/// The same in another precision. Gradients are products in that precision too.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn matmul_in(
+    tape: &mut dyn Recorder,
+    precision: Precision,
+    a: Var,
+    b: Var,
+    transpose_a: bool,
+    transpose_b: bool,
+) -> Result<Var> {
+    let op = |transpose_a| Matmul { transpose_a, transpose_b, precision, packed: false };
     let (rank_a, rank_b) = (tape.tensor_type(a).shape.rank(), tape.tensor_type(b).shape.rank());
     if transpose_a && rank_a > 2 && rank_b == 2 {
         // Rows of all batches can be folded only where they follow one another.
         let mut perm: Vec<usize> = (0..rank_a).collect();
         perm.swap(rank_a - 2, rank_a - 1);
         let a = transpose(tape, a, &perm)?;
-        return push_one(tape, Matmul { transpose_a: false, transpose_b }, &[a, b]);
+        return push_one(tape, op(false), &[a, b]);
     }
-    push_one(tape, Matmul { transpose_a, transpose_b }, &[a, b])
+    push_one(tape, op(transpose_a), &[a, b])
+}
+
+/// Records `a b^T`, where `packed` is `b` as [`crate::gemm::PackedWeights`] has it for this product.
+///
+/// # Errors
+/// As [`matmul`].
+pub(super) fn matmul_packed(
+    tape: &mut dyn Recorder,
+    precision: Precision,
+    a: Var,
+    b: Var,
+    packed: Var,
+) -> Result<Var> {
+    let op = Matmul { transpose_a: false, transpose_b: true, precision, packed: true };
+    push_one(tape, op, &[a, b, packed])
 }
 
 /// As many products as `batches`, each of `spec`, of matrices that lie one after another.
@@ -101,7 +136,7 @@ impl Matmul {
         }
         let stored = |transposed| if transposed { Transpose::Yes } else { Transpose::No };
         let (a, b) = (stored(self.transpose_a), stored(self.transpose_b));
-        let spec = Spec { a, b, ..Spec::new(m, n, inner_a) };
+        let spec = Spec { a, b, precision: self.precision, ..Spec::new(m, n, inner_a) };
         Ok(Products { batches, spec })
     }
 
@@ -124,7 +159,8 @@ impl Operation for Matmul {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        super::expect_f32(self.name(), inputs, 2)?;
+        let operands = if self.packed { &inputs[..inputs.len().min(2)] } else { inputs };
+        super::expect_f32(self.name(), operands, 2)?;
         let (a, b) = (&inputs[0].shape, &inputs[1].shape);
         let Spec { n, .. } = self.products(a, b)?.spec;
         let m = if self.transpose_a { matrix(a).1 } else { matrix(a).0 };
@@ -140,17 +176,18 @@ impl Operation for Matmul {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         let products = self.known(&site.inputs[0].shape, &site.inputs[1].shape);
-        Some(cpu::launch(site, products, 0, None))
+        let others = Others { bias: None, packed: self.packed.then_some(2) };
+        Some(cpu::launch(site, products, 0, others, None))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {
         let dc = rule.only_upstream()?;
         let (a, b) = (rule.inputs[0], rule.inputs[1]);
-        let Matmul { transpose_a, transpose_b } = *self;
+        let Matmul { transpose_a, transpose_b, precision, .. } = *self;
         if rule.needs(0) {
             let da = match transpose_a {
-                false => matmul(rule.tape, dc, b, false, !transpose_b)?,
-                true => matmul(rule.tape, b, dc, transpose_b, true)?,
+                false => matmul_in(rule.tape, precision, dc, b, false, !transpose_b)?,
+                true => matmul_in(rule.tape, precision, b, dc, transpose_b, true)?,
             };
             rule.give(0, da)?;
         }
@@ -160,8 +197,8 @@ impl Operation for Matmul {
                 _ => (a, dc),
             };
             let db = match transpose_b {
-                false => matmul(rule.tape, a, dc, !transpose_a, false)?,
-                true => matmul(rule.tape, dc, a, true, transpose_a)?,
+                false => matmul_in(rule.tape, precision, a, dc, !transpose_a, false)?,
+                true => matmul_in(rule.tape, precision, dc, a, true, transpose_a)?,
             };
             rule.give(1, db)?;
         }
@@ -171,8 +208,18 @@ impl Operation for Matmul {
     fn cost(&self, site: &Site<'_>) -> Cost {
         let Products { batches, spec } =
             self.known(&site.inputs[0].shape, &site.inputs[1].shape);
-        Cost::of(batches as f64 * spec.flops() as f64, site)
+        let flops = batches as f64 * spec.flops() as f64;
+        if self.packed {
+            return without(1, flops, site);
+        }
+        Cost::of(flops, site)
     }
+}
+
+/// The cost of a node that does not read input `i`.
+pub(super) fn without(i: usize, flops: f64, site: &Site<'_>) -> Cost {
+    let all = Cost::of(flops, site);
+    Cost { bytes: all.bytes - site.inputs[i].bytes() as f64, ..all }
 }
 
 /// `x` seen as a matrix: all axes but the last are its rows.
@@ -208,7 +255,23 @@ fn case(
     };
     let a = with(leading, transpose_a, m, k);
     let b = with(if shared { &[] } else { leading }, transpose_b, k, n);
-    Case::new(name, Matmul { transpose_a, transpose_b }, tolerance).input(&a, fill).input(&b, fill)
+    let op = Matmul { transpose_a, transpose_b, precision: Precision::F32, packed: false };
+    Case::new(name, op, tolerance).input(&a, fill).input(&b, fill)
+}
+
+/// A case in bf16. Rounding has no derivative.
+fn case_bf16([m, n, k]: [usize; 3], (transpose_a, transpose_b): (bool, bool), fill: Fill) -> Case {
+    let letter = |transposed| if transposed { "t" } else { "n" };
+    let name = format!("{}{}_{m}x{n}x{k}_bf16", letter(transpose_a), letter(transpose_b));
+    let tolerance = match fill {
+        Fill::Integers => Tolerance::Exact,
+        _ => Tolerance::Accumulation(k),
+    };
+    let op = Matmul { transpose_a, transpose_b, precision: Precision::Bf16, packed: false };
+    let shape = |transposed, rows, columns| if transposed { [columns, rows] } else { [rows, columns] };
+    let a = shape(transpose_a, m, k);
+    let b = shape(transpose_b, k, n);
+    Case::new(name, op, tolerance).input(&a, fill).input(&b, fill).without_gradient()
 }
 
 const STORAGES: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
@@ -241,6 +304,11 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
         {
             cases.push(case(size, storage, leading, false, Fill::Integers));
         }
+        for size in [[0, 3, 2], [1, 1, 1], [2, 3, 0], [15, 33, 65], [61, 10, 67]] {
+            cases.push(case_bf16(size, storage, Fill::Integers));
+        }
+        cases.push(case_bf16([129, 131, 127], storage, uniform));
+        cases.push(case_bf16([10, 17, 4099], storage, uniform));
         // Batches of several tiles each.
         cases.push(case([97, 127, 96], storage, &[3], false, uniform));
     }
@@ -260,9 +328,12 @@ pub fn benches(_control: &mut Control) -> Vec<Case> {
     let wide = [(784, 2048), (2048, 2048), (2048, 10)];
     let mut cases = Vec::new();
     for (k, n) in layers.into_iter().chain(wide) {
-        cases.push(case([128, n, k], (false, false), &[], false, uniform));
-        cases.push(case([128, k, n], (false, true), &[], false, uniform));
-        cases.push(case([k, n, 128], (true, false), &[], false, uniform));
+        let products =
+            [([128, n, k], (false, false)), ([128, k, n], (false, true)), ([k, n, 128], (true, false))];
+        for (size, storage) in products {
+            cases.push(case(size, storage, &[], false, uniform));
+            cases.push(case_bf16(size, storage, uniform));
+        }
     }
     cases.push(case([256, 256, 64], (false, true), &[8, 12], false, uniform));
     cases.push(case([256, 64, 256], (false, false), &[8, 12], false, uniform));

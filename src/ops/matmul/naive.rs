@@ -1,10 +1,13 @@
 //! The oracle of `matmul`.
 
 use super::Products;
-use crate::gemm::{Spec, Transpose};
+use crate::gemm::{Precision, Spec, Transpose};
+use half::bf16;
+use std::borrow::Cow;
 
 pub(in crate::ops) fn matmul(products: &Products, a: &[f64], b: &[f64], c: &mut [f64]) {
-    let Spec { m, n, k, a: stored_a, b: stored_b, .. } = products.spec;
+    let Spec { m, n, k, a: stored_a, b: stored_b, precision, .. } = products.spec;
+    let (a, b) = (rounded(a, precision), rounded(b, precision));
     for batch in 0..products.batches {
         let (a, b) = (&a[batch * m * k..][..m * k], &b[batch * k * n..][..k * n]);
         let c = &mut c[batch * m * n..][..m * n];
@@ -18,6 +21,16 @@ pub(in crate::ops) fn matmul(products: &Products, a: &[f64], b: &[f64], c: &mut 
                 }
                 c[i * n + j] = sum;
             }
+        }
+    }
+}
+
+/// Operands as the product takes them.
+fn rounded(values: &[f64], precision: Precision) -> Cow<'_, [f64]> {
+    match precision {
+        Precision::F32 => Cow::Borrowed(values),
+        Precision::Bf16 => {
+            values.iter().map(|&x| f64::from(bf16::from_f32(x as f32).to_f32())).collect()
         }
     }
 }
