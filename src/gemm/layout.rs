@@ -169,6 +169,14 @@ impl PackedWeights {
         &self.weights
     }
 
+    /// What lies between the copies, to be zeros.
+    pub fn gaps(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let copies =
+            self.weights.iter().flat_map(|weight| weight.places.into_iter().zip(weight.layouts));
+        let next = copies.clone().skip(1).map(|(place, _)| place).chain([self.len]);
+        copies.zip(next).map(|((place, layout), next)| place + layout.len()..next)
+    }
+
     /// Packs all weights. `flat` holds them; `packed` has [`PackedWeights::len`] elements.
     ///
     /// # Panics
@@ -186,6 +194,10 @@ impl PackedWeights {
                 // which are borrowed exclusively.
                 unsafe { self.pack_band(number, rows, source, packed.as_mut_ptr()) };
             }
+        }
+        for gap in self.gaps() {
+            let size = self.element.size();
+            packed[gap.start * size..gap.end * size].fill(0);
         }
     }
 

@@ -30,6 +30,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
 mod blocking;
+mod choice;
 mod driver;
 mod layout;
 mod portable;
@@ -39,6 +40,7 @@ mod rounded;
 #[cfg(test)]
 mod tests;
 
+pub use choice::{Choice, choose};
 pub use layout::{PackedLayout, PackedWeight, PackedWeights, WEIGHT_BAND};
 
 use crate::device::cpu::Isa;
@@ -274,6 +276,14 @@ enum Engine {
 }
 
 impl Engine {
+    /// Whether it multiplies bf16 by instructions for that.
+    fn is_native_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Engine::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     fn new(isa: Isa, precision: Precision) -> Engine {
         match (isa, precision) {
             #[cfg(target_arch = "x86_64")]

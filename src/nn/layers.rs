@@ -52,6 +52,7 @@ impl Linear {
             Role::Weight,
             weight,
         )?;
+        parameters.info_mut(weight).multiplied = true;
         let bias = bias
             .map(|start| parameters.declare(format!("{name}.bias"), [outputs], Role::Bias, start))
             .transpose()?;
@@ -71,9 +72,9 @@ impl Linear {
 
 impl Module for Linear {
     fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
-        let weight = pass.parameter(self.weight)?;
+        let (weight, precision) = (pass.weight(self.weight)?, pass.precision());
         let bias = self.bias.map(|bias| pass.parameter(bias)).transpose()?;
-        ops::linear(pass.tape, x, weight, bias, self.activation)
+        ops::linear_in(pass.tape, precision, x, weight, bias, self.activation)
     }
 }
 

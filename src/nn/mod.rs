@@ -14,7 +14,8 @@ pub use layers::{Activate, Dropout, Embedding, Flatten, LayerNorm, Linear, RmsNo
 pub use parameters::{Bound, Parameter, ParameterInfo, Parameters, Role};
 
 use crate::error::Result;
-use crate::ops::Var;
+use crate::gemm::Precision;
+use crate::ops::{Var, Weight};
 use crate::tape::Tape;
 
 /// What a recording is for.
@@ -56,6 +57,32 @@ impl<'a> Forward<'a> {
         let var = self.tape.persistent(&info.name, region, info.offset, &info.shape)?;
         self.vars[parameter.index()] = Some(var);
         Ok(var)
+    }
+
+    /// A weight of a product: its tensor, and its packed copies where it has them.
+    ///
+    /// # Errors
+    /// As [`Forward::parameter`].
+    pub fn weight(&mut self, parameter: Parameter) -> Result<Weight> {
+        let values = self.parameter(parameter)?;
+        let Some((packed, region)) = self.parameters.packed() else {
+            return Ok(Weight { values, packed: None });
+        };
+        let info = &self.parameters.infos()[parameter.index()];
+        let Some(weight) = packed.weights().iter().find(|weight| weight.offset == info.offset)
+        else {
+            return Ok(Weight { values, packed: None });
+        };
+        let mut copy = |number: usize, what: &str| {
+            let (name, len) = (format!("{}.{what}", info.name), weight.layouts[number].len());
+            self.tape.persistent(&name, region, weight.places[number], [len])
+        };
+        Ok(Weight { values, packed: Some([copy(0, "packed")?, copy(1, "packed transposed")?]) })
+    }
+
+    /// How products are computed.
+    pub fn precision(&self) -> Precision {
+        self.parameters.precision()
     }
 
     /// Where the random masks of a training pass come from: the seed that is baked in, and the

@@ -2,11 +2,13 @@
 //! them in one pass.
 
 use super::Initial;
-use crate::device::U64Slot;
+use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
+use crate::gemm::{PackedWeights, Precision};
 use crate::random::Random;
 use crate::tape::{Region, Store};
 use crate::tensor::{DType, Shape};
+use std::sync::Arc;
 
 /// Parameters start at multiples of this many f32: a cache line.
 const ALIGNMENT: usize = 16;
@@ -54,6 +56,9 @@ pub struct ParameterInfo {
     pub rate_factor: f32,
     /// Factor of the weight decay: 1 for weights, 0 for all others, unless set otherwise.
     pub decay_factor: f32,
+    /// Whether products read it as a matrix \[inputs, outputs\]: then it is kept packed for them
+    /// where that pays.
+    pub multiplied: bool,
 }
 
 /// The parameters of a model, as its layers declare them.
@@ -95,7 +100,17 @@ impl Parameters {
                 Error::config(&name, format!("a shape of {shape:?} is larger than any memory"))
             })?;
         let rate_factor = 1.0;
-        let info = ParameterInfo { name, shape, offset, role, initial, rate_factor, decay_factor };
+        let multiplied = false;
+        let info = ParameterInfo {
+            name,
+            shape,
+            offset,
+            role,
+            initial,
+            rate_factor,
+            decay_factor,
+            multiplied,
+        };
         self.infos.push(info);
         Ok(Parameter(self.infos.len() - 1))
     }
@@ -141,10 +156,32 @@ impl Parameters {
     /// # Errors
     /// None today; a device may run out of memory.
     pub fn bind(self, store: &mut Store, seed: u64) -> Result<Bound> {
+        self.bind_in(Precision::F32, store, seed)
+    }
+
+    /// The same for a model whose products are in another precision. Weights and gradients are f32
+    /// all the same; beside them there may be packed copies of the weights ([`Bound::packed`]).
+    ///
+    /// # Errors
+    /// As [`Parameters::bind`].
+    pub fn bind_in(self, precision: Precision, store: &mut Store, seed: u64) -> Result<Bound> {
         let weights = store.upload("weights", &self.initial_values(seed));
         let gradients = store.allocate("gradients", DType::F32, self.len);
         let counter = store.control_mut().u64_slot("random counter", 0);
-        Ok(Bound { parameters: self, weights, gradients, seed, counter })
+        let Device::Cpu(cpu) = store.device().clone();
+        let multiplied = self.infos.iter().filter(|info| info.multiplied);
+        let shapes =
+            multiplied.map(|info| (info.offset, [info.shape.rows(), info.shape.columns()]));
+        let packed = PackedWeights::new(cpu.isa(), precision, shapes).map(|packed| {
+            let packed = Arc::new(packed);
+            let region = store.allocate("packed weights", packed.element(), packed.len());
+            let packer = Arc::clone(&packed);
+            store.derive(weights, region, move |weights, packed| {
+                packer.pack_all(bytemuck::cast_slice(weights), packed);
+            });
+            (packed, region)
+        });
+        Ok(Bound { parameters: self, weights, gradients, seed, counter, precision, packed })
     }
 }
 
@@ -156,6 +193,8 @@ pub struct Bound {
     gradients: Region,
     seed: u64,
     counter: U64Slot,
+    precision: Precision,
+    packed: Option<(Arc<PackedWeights>, Region)>,
 }
 
 impl Bound {
@@ -177,6 +216,17 @@ impl Bound {
     /// The flat region of the gradients, laid out as the weights.
     pub fn gradients(&self) -> Region {
         self.gradients
+    }
+
+    /// How products of the model are computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The packed copies of the weights that products read, and their region; for
+    /// `Optimizer::with_packed`. They follow the weights whoever writes these.
+    pub fn packed(&self) -> Option<(Arc<PackedWeights>, Region)> {
+        self.packed.clone()
     }
 
     /// Seed and counter slot of random masks.

@@ -13,10 +13,12 @@ pub use schedule::{Anneal, CycleMode, Position, Schedule};
 
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};
+use crate::gemm::PackedWeights;
 use crate::ops::update::{Operands, UpdateSlots};
 use crate::ops::{Var, global_norm, update};
 use crate::tape::{Region, Store, Tape};
 use crate::tensor::DType;
+use std::sync::Arc;
 
 /// An update rule with its memory: moments and slots.
 #[derive(Clone, Debug)]
@@ -30,7 +32,7 @@ pub struct Optimizer {
     slots: UpdateSlots,
     max_norm: F32Slot,
     moments: Vec<(&'static str, Region)>,
-    copy: Option<Region>,
+    packed: Option<(Arc<PackedWeights>, Region)>,
 }
 
 /// What [`Optimizer::record`] recorded.
@@ -76,34 +78,16 @@ impl Optimizer {
             slots,
             max_norm,
             moments,
-            copy: None,
+            packed: None,
         })
     }
 
-    /// Also keeps a bf16 copy of the weights, written in the same pass. [`Optimizer::refresh_copy`]
-    /// makes the first one.
+    /// Also writes the packed copies of the weights in the region `copies`, in the same pass.
+    /// Without it they are packed anew before each replay, which is slower.
     #[must_use]
-    pub fn with_copy(mut self, store: &mut Store) -> Optimizer {
-        self.copy = Some(store.allocate("optimizer.copy", DType::Bf16, self.flat_len));
+    pub fn with_packed(mut self, packed: Option<(Arc<PackedWeights>, Region)>) -> Optimizer {
+        self.packed = packed;
         self
-    }
-
-    /// The bf16 copy of the weights, if there is one.
-    pub fn copy(&self) -> Option<Region> {
-        self.copy
-    }
-
-    /// Rounds the weights into the bf16 copy on the host: once they have starting values, and after
-    /// a checkpoint was read. Does nothing without a copy.
-    ///
-    /// # Errors
-    /// `weights` is not f32 or has fewer elements than the copy.
-    pub fn refresh_copy(&self, store: &mut Store, weights: Region) -> Result<()> {
-        let Some(copy) = self.copy else { return Ok(()) };
-        let mut values = vec![0f32; self.flat_len];
-        store.read(weights, 0, &mut values)?;
-        let rounded: Vec<half::bf16> = values.into_iter().map(half::bf16::from_f32).collect();
-        store.write(copy, 0, &rounded)
     }
 
     /// Records clipping (if configured) and the update of `weights` by `gradients`, flat regions of
@@ -135,12 +119,17 @@ impl Optimizer {
                 None => None,
             };
             let factor = norm.map(|norm| norm.factor);
-            let operands = Operands { weights, gradients, moments: &moments, guard, factor };
+            let packed = match &self.packed {
+                Some((packed, region)) => {
+                    let copies = tape.persistent("packed", *region, 0, [packed.len()])?;
+                    Some((packed, copies))
+                }
+                None => None,
+            };
+            let moments = &moments;
+            let operands = Operands { weights, gradients, moments, guard, factor, packed };
             let slots = self.slots;
             let updated = update(tape, self.rule, self.decay, &self.segments, slots, operands)?;
-            if let Some(region) = self.copy {
-                tape.place(updated.copy, region, 0)?;
-            }
             Ok(Recorded { statistics: updated.statistics, norm: norm.map(|norm| norm.norm) })
         })
     }

@@ -67,6 +67,8 @@ pub struct Recording {
     ports: HashMap<Var, Port>,
     reports: Vec<NodeReport>,
     memory: MemoryPlan,
+    /// Regions of the store that a replay writes.
+    written: Vec<usize>,
 }
 
 impl Tape {
@@ -191,6 +193,17 @@ impl Tape {
             let report = NodeReport { label, op, kernel, cost, chunks, outputs };
             lowered.push(Lowered { node, launch, report });
         }
+        let mut written: Vec<usize> = work
+            .iter()
+            .flat_map(|work: &Work| &work.accesses)
+            .filter(|access| access.write)
+            .filter_map(|access| match access.place {
+                Place::Region(region) => region.checked_sub(STORE),
+                Place::Arena(_) => None,
+            })
+            .collect();
+        written.sort_unstable();
+        written.dedup();
         let schedule = plan::schedule(&work);
         let last_stage = schedule.stages.len().saturating_sub(1);
 
@@ -306,6 +319,7 @@ impl Tape {
             ports,
             reports,
             memory,
+            written,
         })
     }
 }
@@ -441,6 +455,8 @@ impl Recording {
     /// The store is not the one that the recording was made for.
     pub fn replay(&mut self, store: &mut Store) -> Result<()> {
         self.check_store(store)?;
+        store.refresh();
+        store.note_written(&self.written);
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
         self.program.replay(self.device.team(), own.into_iter().chain(regions), control);
@@ -457,6 +473,8 @@ impl Recording {
         mut each: impl FnMut(usize, u64),
     ) -> Result<()> {
         self.check_store(store)?;
+        store.refresh();
+        store.note_written(&self.written);
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
         let regions = own.into_iter().chain(regions);
@@ -473,6 +491,8 @@ impl Recording {
     /// As [`Recording::replay`].
     pub fn replay_checked(&mut self, store: &mut Store) -> Result<Option<NotFinite>> {
         self.check_store(store)?;
+        store.refresh();
+        store.note_written(&self.written);
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
         let regions = own.into_iter().chain(regions);

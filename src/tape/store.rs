@@ -21,12 +21,22 @@ struct Allocation {
     memory: Memory,
 }
 
+/// A region that holds the values of another one in another form.
+struct Derived {
+    source: usize,
+    target: usize,
+    refresh: Box<dyn Fn(&[u8], &mut [u8]) + Send>,
+    /// Whether the source changed and the target did not follow.
+    stale: bool,
+}
+
 /// Named regions of device memory that recordings read and write, and the values that change from
 /// step to step. All recordings of one training run share one store.
 pub struct Store {
     id: u64,
     device: Device,
     regions: Vec<Allocation>,
+    derived: Vec<Derived>,
     control: Control,
 }
 
@@ -38,6 +48,7 @@ impl Store {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             device: device.clone(),
             regions: Vec::new(),
+            derived: Vec::new(),
             control: Control::new(),
         }
     }
@@ -138,7 +149,47 @@ impl Store {
         self.checked::<T>(region, offset, values.len())?;
         let memory = &mut self.regions[region.index].memory;
         memory.elements_mut(offset * size_of::<T>(), values.len()).copy_from_slice(values);
+        self.note_written(&[region.index]);
         Ok(())
+    }
+
+    /// States that `target` holds the values of `source` in another form, such as weights packed
+    /// for products. `refresh` makes the bytes of the one from those of the other: before the next
+    /// replay after the host, or a recording that does not write `target` too, wrote `source`.
+    ///
+    /// # Panics
+    /// If a region is one of another store, or both are the same.
+    pub fn derive(
+        &mut self,
+        source: Region,
+        target: Region,
+        refresh: impl Fn(&[u8], &mut [u8]) + Send + 'static,
+    ) {
+        for region in [source, target] {
+            assert_eq!(region.store, self.id, "the region is one of another store");
+        }
+        assert_ne!(source.index, target.index, "a region cannot be derived from itself");
+        let (source, target, refresh) = (source.index, target.index, Box::new(refresh));
+        self.derived.push(Derived { source, target, refresh, stale: true });
+    }
+
+    /// Regions of these numbers were written.
+    pub(super) fn note_written(&mut self, regions: &[usize]) {
+        for derived in &mut self.derived {
+            if regions.contains(&derived.source) && !regions.contains(&derived.target) {
+                derived.stale = true;
+            }
+        }
+    }
+
+    /// Brings derived regions up to date.
+    pub(super) fn refresh(&mut self) {
+        for derived in self.derived.iter_mut().filter(|derived| derived.stale) {
+            let pair = self.regions.get_disjoint_mut([derived.source, derived.target]);
+            let Ok([source, target]) = pair else { unreachable!("`derive` checked them") };
+            (derived.refresh)(source.memory.bytes(), target.memory.bytes_mut());
+            derived.stale = false;
+        }
     }
 
     pub(super) fn parts(&mut self) -> (impl Iterator<Item = &mut Memory>, &Control) {

@@ -127,7 +127,9 @@ pub fn run(
     let data = config.data.source()?.load()?;
     let trainer = trainer(config, &data)?;
     let folder = RunFolder::create(root, &config.recipe)?;
-    folder.write_config(&config.to_toml())?;
+    // What `auto` chose: a resumed run must not choose again.
+    let precision = trainer.precision().into();
+    folder.write_config(&Config { precision, ..config.clone() }.to_toml())?;
     let runner = Runner::new(config, folder, trainer, &data, Position::default(), started)?;
     runner.train(observer, stop)
 }
@@ -169,6 +171,7 @@ fn trainer(config: &Config, data: &Split) -> Result<Trainer> {
         seed: config.seed,
         optimizer: config.optimizer,
         normalise: config.data.normalise.into(),
+        precision: config.precision.resolve(&device, config.train.batch, &parameters),
     };
     Trainer::new(&device, Box::new(model), parameters, data, options)
 }
@@ -306,8 +309,13 @@ impl<'a> Runner<'a> {
     fn describe(&mut self) -> Result<Started> {
         let (rows, steps_per_epoch) = (self.trainer.rows(), self.trainer.steps_per_epoch());
         let device = self.trainer.store().device();
-        let device =
-            format!("{} ({}, {} threads), f32", device.name(), device.isa(), device.threads());
+        let device = format!(
+            "{} ({}, {} threads), {}",
+            device.name(),
+            device.isa(),
+            device.threads(),
+            self.trainer.precision()
+        );
         let total_steps = self.total_steps();
         let parameters = self.trainer.parameters().parameters().count();
         let (recording, _) = self.trainer.step_recording()?;

@@ -3,6 +3,7 @@
 use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order_into};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
+use crate::gemm::Precision;
 use crate::nn::{Bound, Forward, Mode, Module, Parameters};
 use crate::ops::{self, Recorder, Var};
 use crate::optim::{Optimizer, OptimizerConfig, Segment};
@@ -26,6 +27,8 @@ pub struct TrainOptions {
     pub optimizer: OptimizerConfig,
     /// How inputs are scaled.
     pub normalise: NormalisationKind,
+    /// How products are computed; weights, loss and optimizer are f32.
+    pub precision: Precision,
 }
 
 impl Default for TrainOptions {
@@ -37,6 +40,7 @@ impl Default for TrainOptions {
             seed: 0,
             optimizer: OptimizerConfig::default(),
             normalise: NormalisationKind::Global,
+            precision: Precision::F32,
         }
     }
 }
@@ -145,7 +149,7 @@ impl Trainer {
         Environment::require_memory("the model with its optimizer", bytes)?;
         let normalisation = Normalisation::new(options.normalise, &data.train);
         let mut store = Store::new(device);
-        let parameters = parameters.bind(&mut store, options.seed)?;
+        let parameters = parameters.bind_in(options.precision, &mut store, options.seed)?;
         let segments = parameters
             .infos()
             .iter()
@@ -157,7 +161,8 @@ impl Trainer {
             })
             .collect();
         let flat_len = parameters.parameters().flat_len();
-        let optimizer = Optimizer::new(&options.optimizer, segments, flat_len, &mut store)?;
+        let optimizer = Optimizer::new(&options.optimizer, segments, flat_len, &mut store)?
+            .with_packed(parameters.packed());
         let train = resident(&mut store, "train", &data.train);
         let test = resident(&mut store, "test", &data.test);
         let identity: Vec<u32> = (0..test.rows as u32).collect();
@@ -191,6 +196,11 @@ impl Trainer {
     /// The parameters.
     pub fn parameters(&self) -> &Bound {
         &self.parameters
+    }
+
+    /// How products are computed.
+    pub fn precision(&self) -> Precision {
+        self.options.precision
     }
 
     /// Memory and control block.

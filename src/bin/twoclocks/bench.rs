@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use twoclocks::data::{Split, synthetic};
 use twoclocks::device::cpu::{Cpu, Peak};
+use twoclocks::gemm::{self, Precision};
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
 use twoclocks::ops;
 use twoclocks::optim::{Optimizer, OptimizerConfig, Segment};
@@ -30,7 +31,7 @@ pub struct BenchArgs {
     /// Nets of `bench step`: mlp64, mlp, mlp2048.
     #[arg(long, value_name = "NET", num_args = 1..)]
     work: Vec<String>,
-    /// Element type of the arithmetic: auto or f32.
+    /// Precision of products: f32, bf16 or auto (bf16 where a step's net gains from it).
     #[arg(long, default_value = "auto")]
     precision: String,
     /// Seconds to measure each row for.
@@ -58,6 +59,7 @@ struct Row {
     /// Items that one repetition handles, for `items_per_s`.
     items: f64,
     batch: usize,
+    precision: Precision,
     flops: f64,
     bytes: f64,
     seconds: Vec<f64>,
@@ -65,11 +67,17 @@ struct Row {
 
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let budget = output::budget(args.seconds)?;
-    match args.precision.as_str() {
-        "auto" | "f32" => {}
-        "bf16" => return Err(Error::device("cpu", "has no bf16 kernels: use --precision f32")),
-        other => return Err(Error::config("--precision", format!("'{other}' is not auto or f32"))),
-    }
+    let precision = match args.precision.as_str() {
+        "auto" => None,
+        "f32" => Some(Precision::F32),
+        "bf16" => Some(Precision::Bf16),
+        other => {
+            return Err(Error::config(
+                "--precision",
+                format!("'{other}' is not auto, f32 or bf16"),
+            ));
+        }
+    };
     if !args.work.is_empty() && !matches!(args.what, None | Some(What::Step)) {
         return Err(Error::config("--work", "names a net of `bench step`"));
     }
@@ -108,7 +116,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             "128x10x512",
         ];
         for size in sizes(&defaults) {
-            print(gemm(&device, &size, budget)?);
+            print(product(&device, &size, precision.unwrap_or_default(), budget)?);
         }
     }
     if wanted(What::Ce) {
@@ -127,7 +135,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             false => args.work.clone(),
         };
         for net in nets {
-            print(step(&device, &net, budget)?);
+            print(step(&device, &net, precision, budget)?);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -144,7 +152,7 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "work": row.work,
             "device": "cpu",
             "isa": cpu.isa().name(),
-            "precision": "f32",
+            "precision": row.precision.to_string(),
             "threads": cpu.threads(),
             "batch": row.batch,
             "median_ms": median * 1e3,
@@ -160,8 +168,9 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
         return;
     }
     output::say!(
-        "{:<24} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}",
+        "{:<24} {} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}",
         row.work,
+        row.precision,
         output::seconds(median),
         output::seconds(output::quantile(&sorted, 0.05)),
         output::seconds(output::quantile(&sorted, 0.95)),
@@ -221,14 +230,14 @@ fn timed(mut recording: Recording, mut store: Store, budget: Duration) -> Result
     repeat(budget, || recording.replay(&mut store))
 }
 
-fn gemm(device: &Device, size: &str, budget: Duration) -> Result<Row> {
+fn product(device: &Device, size: &str, precision: Precision, budget: Duration) -> Result<Row> {
     let [m, n, k] = sizes(size, "MxNxK")?;
     require(size, &[[m, k], [k, n], [m, n]])?;
     let mut store = Store::new(device);
     let (a, b) = (region(&mut store, m * k), region(&mut store, k * n));
     let mut tape = Tape::new(&store);
     let (a, b) = (tape.persistent("a", a, 0, [m, k])?, tape.persistent("b", b, 0, [k, n])?);
-    let c = ops::matmul(&mut tape, a, b, false, false)?;
+    let c = ops::matmul_in(&mut tape, precision, a, b, false, false)?;
     tape.output(c)?;
     let recording = tape.compile(&store)?;
     let cost = recording.cost();
@@ -236,6 +245,7 @@ fn gemm(device: &Device, size: &str, budget: Duration) -> Result<Row> {
         work: format!("gemm_{m}x{n}x{k}"),
         items: 1.0,
         batch: m,
+        precision,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds: timed(recording, store, budget)?,
@@ -262,6 +272,7 @@ fn cross_entropy(device: &Device, size: &str, budget: Duration) -> Result<Row> {
         work: format!("ce_{rows}x{classes}"),
         items: rows as f64,
         batch: rows,
+        precision: Precision::F32,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds: timed(recording, store, budget)?,
@@ -302,6 +313,7 @@ fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
         work: format!("adamw_{parameters}x{tensors}"),
         items: parameters as f64,
         batch: 1,
+        precision: Precision::F32,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
@@ -320,7 +332,7 @@ fn widths(net: &str) -> Result<&'static [usize]> {
     })
 }
 
-fn step(device: &Device, net: &str, budget: Duration) -> Result<Row> {
+fn step(device: &Device, net: &str, precision: Option<Precision>, budget: Duration) -> Result<Row> {
     const BATCH: usize = 128;
     const BATCHES: usize = 16;
     let widths = widths(net)?;
@@ -346,7 +358,10 @@ fn step(device: &Device, net: &str, budget: Duration) -> Result<Row> {
         train: synthetic(BATCH * BATCHES, widths[0], classes, 1),
         test: synthetic(BATCH, widths[0], classes, 2),
     };
-    let options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
+    let Device::Cpu(cpu) = device else { return Err(Error::device(device.name(), "not yet")) };
+    let shapes: Vec<[usize; 2]> = widths.windows(2).map(|pair| [pair[0], pair[1]]).collect();
+    let precision = precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision);
+    let options = TrainOptions { batch: BATCH, precision, ..TrainOptions::default() };
     let mut trainer = Trainer::new(device, Box::new(model), parameters, &data, options)?;
     trainer.start_epoch(0)?;
     let mut number = 0;
@@ -363,6 +378,7 @@ fn step(device: &Device, net: &str, budget: Duration) -> Result<Row> {
         work: net.to_owned(),
         items: BATCH as f64,
         batch: BATCH,
+        precision,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
@@ -379,7 +395,7 @@ mod tests {
             let device = Device::cpu(1).unwrap_or_else(|e| panic!("{e}"));
             let (huge, budget) = (usize::MAX / 2, Duration::from_millis(1));
             for refused in [
-                gemm(&device, &format!("{huge}x1x1"), budget),
+                product(&device, &format!("{huge}x1x1"), Precision::F32, budget),
                 cross_entropy(&device, &format!("{huge}x{huge}"), budget),
                 adamw(&device, &format!("{huge}x1"), budget),
             ] {

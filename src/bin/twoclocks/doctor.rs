@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use twoclocks::Result;
 use twoclocks::device::cpu::isa::ISA_VARIABLE;
 use twoclocks::device::cpu::{Cpu, Isa};
-use twoclocks::gemm::{Plan, Spec};
+use twoclocks::gemm::{Plan, Precision, Spec, choose};
 use twoclocks::runs::Environment;
 
 /// Flags of `twoclocks doctor`.
@@ -26,6 +26,9 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
         None => "the most capable one that this processor and system have".to_owned(),
     };
     let engine = Plan::new(isa, Spec::new(512, 512, 512), false, false).engine();
+    let bf16 = Spec::new(512, 512, 512).in_precision(Precision::Bf16);
+    let bf16_engine = Plan::new(isa, bf16, false, false).engine();
+    let choice = choose(isa, 128, &[[512, 512]]);
     let environment = Environment::collect("cpu", isa.name(), cpu.threads());
     let peak = cpu.peak();
     if args.common.json {
@@ -37,7 +40,10 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
             "isa_available": Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>(),
             "gemm_engine": engine,
             "threads": cpu.threads(),
-            "precision": "f32",
+            "precisions": ["f32", "bf16"],
+            "bf16_engine": bf16_engine,
+            "bf16_gain": choice.gain,
+            "precision": choice.precision.to_string(),
             "peak_flops_per_s": peak.flops_per_s,
             "cache_bytes_per_s": peak.cache_bytes_per_s,
             "memory_bytes_per_s": peak.memory_bytes_per_s,
@@ -63,7 +69,12 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
         output::say!("{:<13} {state}", candidate.name());
     }
     output::say!("gemm          {engine}");
-    output::say!("precision     f32 (auto): there are no bf16 kernels for this device");
+    output::say!("gemm, bf16    {bf16_engine}");
+    output::say!(
+        "precision     auto chooses {} for layers 512 wide: bf16 products take 1/{:.1} of the time",
+        choice.precision,
+        choice.gain
+    );
     output::say!("peak          {}FLOP/s, registers only", output::quantity(peak.flops_per_s));
     output::say!("cache         {}B/s read", output::quantity(peak.cache_bytes_per_s));
     output::say!("memory        {}B/s read", output::quantity(peak.memory_bytes_per_s));

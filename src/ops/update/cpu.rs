@@ -7,7 +7,9 @@
 use super::{Coefficients, Rule, Segment, Step, Update};
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Chunk, Isa, Launch};
+use crate::gemm::{PackedWeight, PackedWeights, WEIGHT_BAND};
 use crate::ops::Site;
+use crate::tensor::DType;
 use std::ops::Range;
 
 /// Elements of a chunk: some microseconds at memory speed, and whole cache lines.
@@ -26,6 +28,8 @@ type Sums = [f64; 3];
 struct Piece {
     segment: usize,
     elements: Range<usize>,
+    /// Where the segment is a weight with packed copies: its number and the rows of this part.
+    packed: Option<(usize, Range<usize>)>,
 }
 
 /// How the flat regions are cut. A function of shapes alone.
@@ -35,28 +39,31 @@ struct Cut {
     chunks: Vec<Range<usize>>,
     /// Pieces of each segment.
     segments: Vec<Range<usize>>,
-    /// What no segment covers.
-    gaps: Vec<Range<usize>>,
 }
 
 impl Cut {
-    fn new(segments: &[Segment], elements: usize) -> Cut {
-        let (mut pieces, mut of_segments, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
-        let mut covered = 0;
+    fn new(segments: &[Segment], packed: &[PackedWeight]) -> Cut {
+        let (mut pieces, mut of_segments) = (Vec::new(), Vec::new());
         for (number, segment) in segments.iter().enumerate() {
             let (first, end) = (pieces.len(), segment.offset + segment.len);
-            for start in (segment.offset..end).step_by(CHUNK) {
-                let elements = start..(start + CHUNK).min(end);
-                pieces.push(Piece { segment: number, elements });
+            let weight = packed.iter().position(|weight| weight.offset == segment.offset);
+            let weight = weight.filter(|&weight| packed[weight].outputs > 0);
+            let step = weight.map_or(CHUNK, |weight| {
+                let band = WEIGHT_BAND * packed[weight].outputs;
+                band * (CHUNK / band).max(1)
+            });
+            for start in (segment.offset..end).step_by(step) {
+                let elements = start..(start + step).min(end);
+                let packed = weight.map(|weight| {
+                    let row = |at: usize| (at - segment.offset) / packed[weight].outputs;
+                    (weight, row(elements.start)..row(elements.end))
+                });
+                pieces.push(Piece { segment: number, elements, packed });
             }
             of_segments.push(first..pieces.len());
-            gaps.push(covered..segment.offset);
-            covered = end;
         }
-        gaps.push(covered..elements);
-        gaps.retain(|gap| !gap.is_empty());
 
-        // At least one chunk, for the gaps.
+        // At least one chunk.
         let (mut chunks, mut first, mut filled) = (Vec::new(), 0, 0);
         for (number, piece) in pieces.iter().enumerate() {
             let size = piece.elements.len() + PIECE;
@@ -67,14 +74,15 @@ impl Cut {
             filled += size;
         }
         chunks.push(first..pieces.len());
-        Cut { pieces, chunks, segments: of_segments, gaps }
+        Cut { pieces, chunks, segments: of_segments }
     }
 }
 
 pub(super) fn launch(op: &Update, site: &Site<'_>) -> Launch {
     let (op, isa) = (op.clone(), site.isa);
     let elements = site.inputs[0].elements();
-    let cut = Cut::new(&op.segments, elements);
+    let weights = op.packed.as_deref().map_or(&[][..], PackedWeights::weights);
+    let cut = Cut::new(&op.segments, weights);
     let segments = cut.segments.clone();
     let statistics = site.used[op.statistics_output()];
     let scratch = if statistics { cut.pieces.len() * size_of::<Sums>() / size_of::<f32>() } else { 0 };
@@ -107,15 +115,6 @@ pub(super) fn launch(op: &Update, site: &Site<'_>) -> Launch {
 fn run_chunk(op: &Update, cut: &Cut, isa: Isa, elements: usize, chunk: &Chunk<'_>) {
     let step = op.step(chunk.control(), |input| f64::from(chunk.input::<f32>(input)[0]));
     let statistics = chunk.output_len(op.statistics_output()) > 0;
-    let copies = chunk.output_len(op.copy_output()) > 0;
-    let copy = chunk.output_ptr::<half::bf16>(op.copy_output()).cast::<u16>();
-    if copies && chunk.index() == 0 {
-        for gap in &cut.gaps {
-            // SAFETY: gaps lie within the copy's `elements` (`Cut::new` of the checked segments), no
-            // piece overlaps them, and only this chunk writes them.
-            unsafe { std::slice::from_raw_parts_mut(copy.add(gap.start), gap.len()) }.fill(0);
-        }
-    }
     let gradients = chunk.input::<f32>(1);
     let all = Flat {
         elements,
@@ -124,23 +123,45 @@ fn run_chunk(op: &Update, cut: &Cut, isa: Isa, elements: usize, chunk: &Chunk<'_
             true => chunk.output_ptr(1 + i),
             false => std::ptr::null_mut(),
         }),
-        copy: if copies { copy } else { std::ptr::null_mut() },
     };
-    let range = cut.chunks[chunk.index()].clone();
+    let pieces = &cut.pieces[cut.chunks[chunk.index()].clone()];
     let sums: &mut [Sums] = if statistics {
         // SAFETY: `launch` made the scratch large enough for the sums of all pieces; it is 64-byte
         // aligned; chunks have disjoint ranges of pieces, and this is the only place that writes it.
         unsafe {
-            let first = chunk.scratch_ptr().cast::<Sums>().add(range.start);
-            std::slice::from_raw_parts_mut(first, range.len())
+            let first = chunk.scratch_ptr().cast::<Sums>().add(cut.chunks[chunk.index()].start);
+            std::slice::from_raw_parts_mut(first, pieces.len())
         }
     } else {
         &mut []
     };
     // SAFETY: the outputs have `elements` elements each, by `Update::infer`; pieces of different
     // chunks are disjoint, since segments do not overlap (`Update::check_segments`).
-    let pieces = unsafe { all.pieces(&cut.pieces[range], gradients) };
-    dispatch(isa, Pass { op, step, pieces, sums });
+    let parts = unsafe { all.pieces(pieces, gradients) };
+    dispatch(isa, Pass { op, step, pieces: parts, sums });
+    let Some(packed) = &op.packed else { return };
+    let copies = match packed.element() {
+        DType::Bf16 => chunk.output_ptr::<half::bf16>(op.packed_output()).cast::<u8>(),
+        _ => chunk.output_ptr::<f32>(op.packed_output()).cast::<u8>(),
+    };
+    if chunk.index() == 0 {
+        for gap in packed.gaps() {
+            let size = packed.element().size();
+            // SAFETY: gaps lie within the copies, and only this chunk writes them.
+            unsafe { copies.add(gap.start * size).write_bytes(0, gap.len() * size) };
+        }
+    }
+    for piece in pieces {
+        if let Some((weight, rows)) = &piece.packed {
+            // SAFETY: the piece is these rows of the weights, which this chunk has updated and
+            // nobody else touches; bands of different chunks have other places in the copies,
+            // which are as long as `infer` said.
+            unsafe {
+                let rows_start = chunk.output_ptr::<f32>(0).add(piece.elements.start);
+                packed.pack_band(*weight, rows.clone(), rows_start, copies);
+            }
+        }
+    }
 }
 
 /// Starts of the flat tensors that the pass writes; null for those that are not there.
@@ -149,7 +170,6 @@ struct Flat {
     elements: usize,
     weights: *mut f32,
     moments: [*mut f32; 2],
-    copy: *mut u16,
 }
 
 /// A piece's memory.
@@ -159,8 +179,6 @@ struct Part<'a> {
     weights: &'a mut [f32],
     /// Empty where the rule has no such moment.
     moments: [&'a mut [f32]; 2],
-    /// Empty where nobody reads the copy.
-    copy: &'a mut [u16],
 }
 
 impl Flat {
@@ -185,17 +203,11 @@ impl Flat {
                 // word.
                 false => unsafe { std::slice::from_raw_parts_mut(p.add(start), len) },
             };
-            let copy = match self.copy.is_null() {
-                true => &mut [][..],
-                // SAFETY: as for the other tensors.
-                false => unsafe { std::slice::from_raw_parts_mut(self.copy.add(start), len) },
-            };
             Part {
                 segment: piece.segment,
                 gradients: &gradients[start..end],
                 weights: part(self.weights),
                 moments: self.moments.map(part),
-                copy,
             }
         })
     }
@@ -281,16 +293,13 @@ fn each<'a, S: Simd, R: VectorRule<S>>(
 /// Runs a rule over a piece and gives its sums.
 #[inline(always)]
 fn over<S: Simd, R: VectorRule<S>, const STATISTICS: bool>(s: S, rule: R, part: Part<'_>) -> Sums {
-    let Part { gradients, weights, moments: [first, second], copy, .. } = part;
+    let Part { gradients, weights, moments: [first, second], .. } = part;
     let len = weights.len();
     assert_eq!(gradients.len(), len);
     assert!(R::MOMENTS < 1 || first.len() == len);
     assert!(R::MOMENTS < 2 || second.len() == len);
-    assert!(copy.is_empty() || copy.len() == len);
-    let copies = !copy.is_empty();
     let (g, w) = (gradients.as_ptr(), weights.as_mut_ptr());
     let moments = [first.as_mut_ptr(), second.as_mut_ptr()];
-    let copy = copy.as_mut_ptr();
     let mut sums = [0.0; 3];
     let mut i = 0;
     while i < len {
@@ -298,7 +307,7 @@ fn over<S: Simd, R: VectorRule<S>, const STATISTICS: bool>(s: S, rule: R, part: 
         let end = (i + BLOCK * S::LANES).min(len);
         while i + S::LANES <= end {
             // SAFETY: i + LANES <= end <= len, the length of each slice that is there (asserted
-            // above); a moment is touched only if the rule has it, the copy only if it is there.
+            // above); a moment is touched only if the rule has it.
             unsafe {
                 let (gradient, old) = (s.load(g.add(i)), s.load(w.add(i)));
                 let mut state = [s.zero(); 2];
@@ -309,9 +318,6 @@ fn over<S: Simd, R: VectorRule<S>, const STATISTICS: bool>(s: S, rule: R, part: 
                 s.store(w.add(i), new);
                 for (state, moment) in state.iter().zip(&moments).take(R::MOMENTS) {
                     s.store(moment.add(i), *state);
-                }
-                if copies {
-                    s.store_bf16(copy.add(i), new);
                 }
                 if STATISTICS {
                     add_products(s, &mut block, gradient, old);
@@ -333,9 +339,6 @@ fn over<S: Simd, R: VectorRule<S>, const STATISTICS: bool>(s: S, rule: R, part: 
                 s.store_partial(w.add(i), rest, new);
                 for (state, moment) in state.iter().zip(&moments).take(R::MOMENTS) {
                     s.store_partial(moment.add(i), rest, *state);
-                }
-                if copies {
-                    s.store_bf16_partial(copy.add(i), rest, new);
                 }
                 if STATISTICS {
                     add_products(s, &mut block, gradient, old);
@@ -502,20 +505,20 @@ impl<S: Simd> VectorRule<S> for Lion<S> {
 pub(super) struct CutSizes {
     pub chunks: usize,
     pub pieces: usize,
-    /// Elements in pieces and gaps.
+    /// Elements in pieces.
     pub covered: usize,
     pub largest_chunk: usize,
 }
 
 #[cfg(test)]
-pub(super) fn cut_sizes(segments: &[Segment], elements: usize) -> CutSizes {
-    let cut = Cut::new(segments, elements);
+pub(super) fn cut_sizes(segments: &[Segment]) -> CutSizes {
+    let cut = Cut::new(segments, &[]);
     let sizes: Vec<usize> = cut.pieces.iter().map(|piece| piece.elements.len()).collect();
     let chunk = |chunk: &Range<usize>| sizes[chunk.clone()].iter().sum();
     CutSizes {
         chunks: cut.chunks.len(),
         pieces: cut.pieces.len(),
-        covered: sizes.iter().sum::<usize>() + cut.gaps.iter().map(Range::len).sum::<usize>(),
+        covered: sizes.iter().sum(),
         largest_chunk: cut.chunks.iter().map(chunk).max().unwrap_or(0),
     }
 }

@@ -1,4 +1,5 @@
-//! The update of all parameters by one optimizer step: moments, decay, new weights, their bf16 copy
+//! The update of all parameters by one optimizer step: moments, decay, new weights, their packed
+//! copies
 //! and the sums that the clocks read, in one pass over memory.
 //!
 //! With `g = gradient_scale * factor * gradient + coupled * w`, `r = rate * rate_factor` and
@@ -21,10 +22,10 @@
 //! - `statistics` `[segments, 3]`: `g.g`, `w.w`, `g.w` of each segment, `w` before the update and `g`
 //!   the gradient times `gradient_scale`, neither clipped nor decayed. Summed in f32 over blocks
 //!   of at most 64 vectors, the blocks in f64 in a fixed order; squares above 3e38 overflow.
-//! - `copy` bf16 `[P]`: the new weights, rounded to nearest even; zero between segments. Written only
-//!   where somebody reads or places it.
+//! - `packed` `[Q]`: the copies of weights that products read ([`PackedWeights`]), updated in place to
+//!   those of the new weights, band by band while these are in cache.
 //! - Guard: where the loss or the clipping factor is an operand and is not finite, weights and
-//!   moments stay as they are, bit for bit: those of the last good step. Statistics and copy are
+//!   moments stay as they are, bit for bit: those of the last good step. Statistics and copies are
 //!   still written.
 //! - `P = 0` and empty segments are fine; the sums of an empty segment are zero.
 //!
@@ -42,6 +43,7 @@ use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var}
 use crate::device::cpu::Launch;
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};
+use crate::gemm::{PackedWeight, PackedWeights};
 use crate::tensor::{DType, TensorType};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -168,6 +170,7 @@ pub struct Update {
     slots: UpdateSlots,
     has_guard: bool,
     has_factor: bool,
+    packed: Option<Arc<PackedWeights>>,
 }
 
 /// What [`update`] works on.
@@ -183,6 +186,8 @@ pub struct Operands<'a> {
     pub guard: Option<Var>,
     /// A scalar, the clipping factor of the gradients: nothing changes if it is not finite.
     pub factor: Option<Var>,
+    /// Copies of weights, flat, updated in place; each weight is a segment.
+    pub packed: Option<(&'a Arc<PackedWeights>, Var)>,
 }
 
 /// What [`update`] gives.
@@ -194,8 +199,8 @@ pub struct Updated {
     pub moments: Vec<Var>,
     /// `g.g`, `w.w`, `g.w` of each segment: `[segments, 3]`.
     pub statistics: Var,
-    /// The new weights in bf16: `[P]`.
-    pub copy: Var,
+    /// The copies' memory after the update.
+    pub packed: Option<Var>,
 }
 
 /// Records the update of all parameters.
@@ -211,7 +216,7 @@ pub fn update(
     slots: UpdateSlots,
     operands: Operands<'_>,
 ) -> Result<Updated> {
-    let Operands { weights, gradients, moments, guard, factor } = operands;
+    let Operands { weights, gradients, moments, guard, factor, packed } = operands;
     let op = Update {
         rule,
         decay,
@@ -219,16 +224,18 @@ pub fn update(
         slots,
         has_guard: guard.is_some(),
         has_factor: factor.is_some(),
+        packed: packed.map(|(packed, _)| Arc::clone(packed)),
     };
     let inputs = [weights, gradients].into_iter().chain(moments.iter().copied());
-    let inputs: Vec<Var> = inputs.chain(guard).chain(factor).collect();
+    let packed = packed.map(|(_, copies)| copies);
+    let inputs: Vec<Var> = inputs.chain(guard).chain(factor).chain(packed).collect();
     let outputs = tape.push(Arc::new(op), &inputs)?;
     let count = rule.moments();
     Ok(Updated {
         weights: outputs[0],
         moments: outputs[1..=count].to_vec(),
         statistics: outputs[count + 1],
-        copy: outputs[count + 2],
+        packed: outputs.get(count + 2).copied(),
     })
 }
 
@@ -263,7 +270,7 @@ impl Update {
         1 + self.rule.moments()
     }
 
-    fn copy_output(&self) -> usize {
+    fn packed_output(&self) -> usize {
         2 + self.rule.moments()
     }
 
@@ -325,7 +332,10 @@ impl Operation for Update {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        super::expect_f32(self.name(), inputs, self.scalars().end)?;
+        let expected = self.scalars().end;
+        let count = if self.packed.is_some() { expected.min(inputs.len()) } else { inputs.len() };
+        let (inputs, copies) = inputs.split_at(count);
+        super::expect_f32(self.name(), inputs, expected)?;
         if let Some((name, problem)) = self.rule.problem() {
             return Err(Error::operation(self.name(), format!("{name}: {problem}")));
         }
@@ -343,9 +353,24 @@ impl Operation for Update {
             }
         }
         self.check_segments(elements)?;
+        for weight in self.packed.iter().flat_map(|packed| packed.weights()) {
+            let PackedWeight { offset, inputs, outputs, .. } = *weight;
+            let same = |segment: &Segment| (segment.offset, segment.len) == (offset, inputs * outputs);
+            if !self.segments.iter().any(same) {
+                let problem = format!("no segment is the weight [{inputs}, {outputs}] at {offset}");
+                return Err(Error::operation(self.name(), problem));
+            }
+        }
         let mut outputs = vec![weights.clone(); 1 + self.rule.moments()];
         outputs.push(TensorType::f32([self.segments.len(), 3]));
-        outputs.push(TensorType::new([elements], DType::Bf16));
+        if let Some(packed) = &self.packed {
+            let wanted = TensorType::new([packed.len()], packed.element());
+            if *copies != [wanted.clone()] {
+                let problem = format!("takes packed weights of {wanted}, not {copies:?}");
+                return Err(Error::operation(self.name(), problem));
+            }
+            outputs.push(wanted);
+        }
         Ok(outputs)
     }
 
@@ -368,12 +393,18 @@ impl Operation for Update {
         let decay = if self.decay == Decay::None { 0 } else { 2 };
         let statistics = if site.used[self.statistics_output()] { 6 } else { 0 };
         let flops = (1 + rule + decay + statistics) * site.inputs[0].elements();
-        Cost::of(flops as f64, site)
+        let mut cost = Cost::of(flops as f64, site);
+        if self.packed.is_some() {
+            // The old copies are not read.
+            cost.bytes -= site.inputs[self.scalars().end].bytes() as f64;
+        }
+        cost
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {
         let moments = (0..self.rule.moments()).map(|i| (1 + i, 2 + i));
-        std::iter::once((0, 0)).chain(moments).collect()
+        let packed = self.packed.is_some().then(|| (self.packed_output(), self.scalars().end));
+        std::iter::once((0, 0)).chain(moments).chain(packed).collect()
     }
 }
 
@@ -416,6 +447,7 @@ fn case(
         slots,
         has_guard: guard.is_some(),
         has_factor: factor,
+        packed: None,
     };
     // Some ten roundings to a weight; a statistic sums blocks of 64 positive terms a lane.
     let mut case = Case::new(name, op, Tolerance::Rounding(16.0));

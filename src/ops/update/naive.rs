@@ -3,8 +3,10 @@
 use super::{Rule, Step, Update};
 use crate::device::Control;
 use crate::ops::Values;
+use half::bf16;
 
-/// `outputs`: weights and moments as they were, to be updated; then statistics and copy.
+/// `outputs`: weights and moments as they were, to be updated; then statistics and
+/// packed copies.
 pub(super) fn update(op: &Update, inputs: &[Values], outputs: &mut [Values], control: &Control) {
     let step = op.step(control, |input| inputs[input].data[0]);
     let gradient_scale = f64::from(control.f32(op.slots.gradient_scale));
@@ -19,9 +21,18 @@ pub(super) fn update(op: &Update, inputs: &[Values], outputs: &mut [Values], con
             if let Some(step) = &step {
                 element(op, step, number, i, gradients[i], outputs);
             }
-            outputs[op.copy_output()].data[i] = outputs[0].data[i];
         }
         outputs[op.statistics_output()].row_mut(number).copy_from_slice(&sums);
+    }
+    for weight in op.packed.iter().flat_map(|packed| packed.weights()) {
+        let [forward, backward] = weight.layouts;
+        for at in 0..weight.inputs * weight.outputs {
+            let (row, column) = (at / weight.outputs, at % weight.outputs);
+            let value = bf16::from_f64(outputs[0].data[weight.offset + at]).to_f64();
+            let data = &mut outputs[op.packed_output()].data;
+            data[weight.places[0] + forward.index(column, row)] = value;
+            data[weight.places[1] + backward.index(row, column)] = value;
+        }
     }
 }
 

@@ -1,4 +1,6 @@
 use super::*;
+use crate::device::cpu::{Cpu, Isa};
+use crate::gemm::Precision;
 use crate::{Device, Store, Tape};
 
 fn op(rule: Rule, segments: &[(usize, usize)]) -> Update {
@@ -15,6 +17,7 @@ fn op(rule: Rule, segments: &[(usize, usize)]) -> Update {
         slots: UpdateSlots::register(&mut Control::new(), "slots"),
         has_guard: false,
         has_factor: false,
+        packed: None,
     }
 }
 
@@ -43,20 +46,20 @@ fn operands_that_do_not_fit_are_refused_with_their_shapes() {
     refused(&guarded, &[flat(8), flat(8), flat(2)], "input 2 is f32[2]");
 }
 
-/// Tiny segments share a chunk, large ones are cut, and every element is in one piece or one gap.
+/// Tiny segments share a chunk, large ones are cut, and every element is in one piece.
 #[test]
 fn neighbouring_small_segments_share_a_chunk() {
     let mut segments: Vec<(usize, usize)> = (0..50).map(|i| (i * 16, 10)).collect();
     segments.push((800, 100_003));
-    let cut = cpu::cut_sizes(&op(SGD, &segments).segments, 100_900);
+    let cut = cpu::cut_sizes(&op(SGD, &segments).segments);
     // The first chunk takes the tiny ones too, the last one the rest of the large one.
     assert_eq!(cut.chunks, 6);
     assert_eq!(cut.pieces, 50 + 7);
-    assert_eq!(cut.covered, 100_900);
+    assert_eq!(cut.covered, 50 * 10 + 100_003);
     assert!(cut.largest_chunk <= 20 * 1024);
 }
 
-/// Neither statistics nor copy are asked for: one phase, no scratch memory, the same weights.
+/// No statistics are asked for: one phase, no scratch memory, the same weights.
 #[test]
 fn outputs_that_nobody_reads_are_not_computed() {
     let run = |read: bool| -> (Vec<f32>, Vec<usize>) {
@@ -70,13 +73,13 @@ fn outputs_that_nobody_reads_are_not_computed() {
         let vars = regions.map(|r| tape.persistent("flat", r, 0, [40_000]).unwrap());
         let [weights, gradients, moment] = vars;
         let moments = &[moment];
-        let operands = Operands { weights, gradients, moments, guard: None, factor: None };
+        let (guard, factor, packed) = (None, None, None);
+        let operands = Operands { weights, gradients, moments, guard, factor, packed };
         let segments = op(MOMENTUM, &[(0, 30_000), (30_000, 10_000)]).segments;
         let updated =
             update(&mut tape, MOMENTUM, Decay::None, &segments, slots, operands).unwrap();
         if read {
             tape.output(updated.statistics).unwrap();
-            tape.output(updated.copy).unwrap();
         }
         let mut recording = tape.compile(&store).unwrap();
         recording.replay(&mut store).unwrap();
@@ -87,4 +90,68 @@ fn outputs_that_nobody_reads_are_not_computed() {
     let ((with, phases), (without, one_phase)) = (run(true), run(false));
     assert_eq!((phases.len(), one_phase.len()), (2, 1));
     assert_eq!(with, without);
+}
+
+/// The packed copies are those of the new weights, on every instruction set; where the guard stops
+/// the update, those of the old ones.
+#[test]
+fn packed_copies_follow_the_weights() {
+    let shapes = [(16, [70, 33]), (16 + 2320, [784, 40]), (34_000, [3, 5])];
+    let len = 34_100;
+    for isa in Isa::available() {
+        for loss in [1.0f32, f32::NAN] {
+            let packed = PackedWeights::new(isa, Precision::Bf16, shapes).expect("packed in bf16");
+            let packed = Arc::new(packed);
+            let cpu = Cpu::with_isa(2, isa).unwrap();
+            let mut store = Store::new(&Device::Cpu(Arc::new(cpu)));
+            let w: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
+            let regions = [&w, &w, &w].map(|values| store.upload("flat", values));
+            let copies = store.allocate("copies", packed.element(), packed.len());
+            let slots = UpdateSlots::register(store.control_mut(), "slots");
+            store.control_mut().set_f32(slots.rate, 0.1);
+            let mut tape = Tape::new(&store);
+            let vars = regions.map(|r| tape.persistent("flat", r, 0, [len]).unwrap());
+            let guard = tape.input("loss", []).unwrap();
+            let [weights, gradients, moment] = vars;
+            let moments = &[moment];
+            let copies_var = tape.persistent("copies", copies, 0, [packed.len()]).unwrap();
+            let (guard_var, packs) = (Some(guard), Some((&packed, copies_var)));
+            let operands = Operands {
+                weights,
+                gradients,
+                moments,
+                guard: guard_var,
+                factor: None,
+                packed: packs,
+            };
+            let segments = shapes.map(|(offset, [rows, columns])| (offset, rows * columns));
+            let mut segments = segments.to_vec();
+            segments.insert(0, (0, 10));
+            let segments = op(MOMENTUM, &segments).segments;
+            update(&mut tape, MOMENTUM, Decay::None, &segments, slots, operands).unwrap();
+            let mut recording = tape.compile(&store).unwrap();
+            recording.write(guard, &[loss]).unwrap();
+            recording.replay(&mut store).unwrap();
+            let mut new = vec![0.0; len];
+            store.read(regions[0], 0, &mut new).unwrap();
+            assert_eq!(new != w, loss.is_finite(), "{isa}");
+            let bytes = packed.len() * packed.element().size();
+            let mut expected = vec![0f32; bytes.div_ceil(4)];
+            packed.pack_all(&new, bytemuck::cast_slice_mut(&mut expected));
+            let expected = &bytemuck::cast_slice::<f32, u8>(&expected)[..bytes];
+            let found: Vec<u8> = match packed.element() {
+                DType::Bf16 => {
+                    let mut found = vec![half::bf16::ZERO; packed.len()];
+                    store.read(copies, 0, &mut found).unwrap();
+                    bytemuck::cast_slice(&found).to_vec()
+                }
+                _ => {
+                    let mut found = vec![0f32; packed.len()];
+                    store.read(copies, 0, &mut found).unwrap();
+                    bytemuck::cast_slice(&found).to_vec()
+                }
+            };
+            assert!(found == expected, "{isa}");
+        }
+    }
 }
