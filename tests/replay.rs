@@ -4,6 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 use twoclocks::data::{Split, synthetic};
+use twoclocks::gemm::Precision;
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
 use twoclocks::train::{TrainOptions, Trainer};
 use twoclocks::{Device, Store, Tape, ops};
@@ -48,7 +49,7 @@ kind = "linear"
 outputs = 11
 "#;
 
-fn trainer(threads: usize, features: usize) -> Trainer {
+fn trainer(precision: Precision, threads: usize, features: usize) -> Trainer {
     #[derive(serde::Deserialize)]
     struct Model {
         layers: Vec<LayerConfig>,
@@ -59,7 +60,8 @@ fn trainer(threads: usize, features: usize) -> Trainer {
     let data =
         Split { train: synthetic(1000, features, 11, 1), test: synthetic(100, features, 11, 2) };
     let device = Device::cpu(threads).expect("cpu");
-    let options = TrainOptions { batch: 128, label_smoothing: 0.1, ..TrainOptions::default() };
+    let options =
+        TrainOptions { batch: 128, label_smoothing: 0.1, precision, ..TrainOptions::default() };
     Trainer::new(&device, Box::new(model), parameters, &data, options).expect("trainer")
 }
 
@@ -67,8 +69,24 @@ fn trainer(threads: usize, features: usize) -> Trainer {
 /// may run beside.
 #[test]
 fn a_replay_allocates_nothing_and_gives_the_same_bits_on_any_number_of_threads() {
+    let f32_bits = check(Precision::F32);
+    assert_ne!(f32_bits, check(Precision::Bf16), "bf16 rounds");
+
+    // The counter counts: a recording made anew does allocate.
+    let mut store = Store::new(&Device::cpu(1).expect("cpu"));
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let mut tape = Tape::new(&store);
+    let x = tape.input("x", [4]).expect("input");
+    let y = ops::add(&mut tape, x, x).expect("add");
+    tape.output(y).expect("output");
+    tape.compile(&store).expect("compile").replay(&mut store).expect("replay");
+    assert!(ALLOCATIONS.load(Ordering::Relaxed) > before);
+}
+
+/// Returns the bits of the weights after two epochs.
+fn check(precision: Precision) -> Vec<u32> {
     let weights = |threads: usize| -> Vec<u32> {
-        let mut trainer = trainer(threads, 100);
+        let mut trainer = trainer(precision, threads, 100);
         for epoch in 0..2 {
             trainer.start_epoch(epoch).expect("epoch");
             for number in 0..trainer.steps_per_epoch() {
@@ -87,7 +105,7 @@ fn a_replay_allocates_nothing_and_gives_the_same_bits_on_any_number_of_threads()
     assert_eq!(one, weights(2), "two threads differ from one");
     assert_eq!(one, weights(3), "three threads differ from one");
 
-    let mut trainer = trainer(2, 100);
+    let mut trainer = trainer(precision, 2, 100);
     trainer.start_epoch(0).expect("epoch");
     // The first steps record: the full batch, and the last short one.
     for (step, offset) in [(1, 0), (2, 896), (3, 128)] {
@@ -100,14 +118,5 @@ fn a_replay_allocates_nothing_and_gives_the_same_bits_on_any_number_of_threads()
     }
     let count = ALLOCATIONS.load(Ordering::Relaxed) - before;
     assert_eq!(count, 0, "100 steps allocated {count} times");
-
-    // The counter counts: a recording made anew does allocate.
-    let mut store = Store::new(&Device::cpu(1).expect("cpu"));
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    let mut tape = Tape::new(&store);
-    let x = tape.input("x", [4]).expect("input");
-    let y = ops::add(&mut tape, x, x).expect("add");
-    tape.output(y).expect("output");
-    tape.compile(&store).expect("compile").replay(&mut store).expect("replay");
-    assert!(ALLOCATIONS.load(Ordering::Relaxed) > before);
+    one
 }
