@@ -24,6 +24,9 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(test), expect(dead_code, reason = "until the driver takes kernels of bf16"))]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

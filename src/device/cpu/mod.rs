@@ -9,6 +9,7 @@ mod peak;
 pub mod program;
 pub mod simd;
 pub mod team;
+pub(crate) mod tiles;
 
 pub use isa::Isa;
 pub use launch::{Chunk, Launch, rows_per_chunk};

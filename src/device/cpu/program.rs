@@ -9,6 +9,7 @@
 use super::launch::{Chunk, Launch};
 use super::memory::Memory;
 use super::team::{Team, Work};
+use super::tiles::Region;
 use crate::device::control::Control;
 use crate::tensor::DType;
 use std::any::Any;
@@ -177,6 +178,7 @@ impl Stage {
 
 impl Work for Inner {
     fn help(&self, member: usize, ticket: u32) {
+        let _tiles = Region::enter();
         for (stage, queues) in self.stages.iter().zip(self.queues.chunks(self.threads)) {
             let (others, own) = queues.split_at(member);
             let mut finished = 0;
