@@ -12,6 +12,10 @@
 //! the place of an element in its block nor on where the depth is cut, as long as that is at a
 //! multiple of 32.
 
+use super::Spec;
+use super::avx512_bf16::{WEAVE_A, WEAVE_B, pack};
+use super::driver::{Kernel, Micro, Packing, Panels};
+use super::layout::Weave;
 use crate::device::cpu::tiles;
 use core::arch::asm;
 use core::arch::x86_64::*;
@@ -26,6 +30,46 @@ const TILE: usize = 16;
 
 /// Elements of bf16 in a row of a tile: what one product takes of the depth.
 const STEP: usize = 32;
+
+/// The engine `amx_bf16_32x32`.
+pub(super) struct Amx;
+
+impl Kernel for Amx {
+    type Element = bf16;
+    type Session = tiles::Configured;
+    const NAME: &'static str = "amx_bf16_32x32";
+    /// Half of what the registers give, beside AVX-512 in f32.
+    const SPEED: u64 = 8;
+    const ROWS: usize = 2 * TILE;
+    const LANES: usize = TILE;
+    const WIDE_ROWS: usize = 0;
+    const DEPTH: usize = 512;
+    const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn session() -> tiles::Configured {
+        tiles::configure()
+    }
+
+    fn panels(spec: &Spec, packed_a: bool, packed_b: bool, _single: bool) -> Panels {
+        let tile = (Self::ROWS, 2 * Self::LANES);
+        Panels::packed(tile, (WEAVE_A, WEAVE_B), spec, packed_a, packed_b)
+    }
+
+    fn weave_b(_n: usize) -> Weave {
+        WEAVE_B
+    }
+
+    unsafe fn multiply(micro: &Micro<bf16>) {
+        let Micro { rows, cols, depth, a, a_panel, b, b_panel, c, ldc, accumulate, .. } = *micro;
+        // SAFETY: the caller's contract; the session of its tile is open.
+        unsafe { multiply(rows, cols, depth, a, a_panel, b, b_panel, c, ldc, accumulate) }
+    }
+
+    unsafe fn pack(packing: &Packing<bf16>) {
+        // SAFETY: the caller's contract; machines with AMX have AVX512-BF16.
+        unsafe { pack(packing) }
+    }
+}
 
 /// Where a tile of sums is loaded and stored.
 #[derive(Clone, Copy)]

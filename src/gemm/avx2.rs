@@ -52,6 +52,7 @@ static WIDE: [[[[Multiply; 2]; 2]; 2]; WIDE_ROWS] = {
 
 impl Kernel for Avx2 {
     type Element = f32;
+    type Session = ();
     const NAME: &'static str = "avx2_6x16";
     const SPEED: u64 = 1;
     const ROWS: usize = ROWS;
@@ -61,6 +62,8 @@ impl Kernel for Avx2 {
     /// Six rows reread B 22 times for 128 rows of C, and L2 with rows far apart does not keep up:
     /// 128 x 1024 x 512 runs at 88 GFLOP/s as stored and at 101 from a panel.
     const LOCAL_ROW_PANELS: usize = 16;
+
+    fn session() {}
 
     fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
         Panels::f32::<Self>(spec, packed_a, packed_b, single)

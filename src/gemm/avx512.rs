@@ -39,6 +39,7 @@ static WIDE: [[[Multiply; 2]; 2]; WIDE_ROWS] = {
 
 impl Kernel for Avx512 {
     type Element = f32;
+    type Session = ();
     const NAME: &'static str = "avx512_14x32";
     const SPEED: u64 = 1;
     const ROWS: usize = ROWS;
@@ -47,6 +48,8 @@ impl Kernel for Avx512 {
     const DEPTH: usize = 256;
     /// With 14 rows to a panel, reading B as stored was never slower.
     const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn session() {}
 
     fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
         Panels::f32::<Self>(spec, packed_a, packed_b, single)

@@ -45,6 +45,7 @@ static MULTIPLY: [[Multiply; 2]; REGISTER_ROWS] = {
 
 impl Kernel for Avx512Bf16 {
     type Element = bf16;
+    type Session = ();
     const NAME: &'static str = "avx512_bf16_8x32";
     const SPEED: u64 = 2;
     const ROWS: usize = 2 * REGISTER_ROWS;
@@ -52,6 +53,8 @@ impl Kernel for Avx512Bf16 {
     const WIDE_ROWS: usize = 0;
     const DEPTH: usize = 512;
     const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn session() {}
 
     fn panels(spec: &Spec, packed_a: bool, packed_b: bool, _single: bool) -> Panels {
         Panels::packed((Self::ROWS, 2 * LANES), (WEAVE_A, WEAVE_B), spec, packed_a, packed_b)

@@ -69,6 +69,8 @@ impl<E> Packing<E> {
 pub(super) trait Kernel {
     /// What it multiplies.
     type Element: Copy;
+    /// What a thread holds while it calls [`Kernel::multiply`].
+    type Session;
     /// Name of the engine: instruction set and largest register tile.
     const NAME: &'static str;
     /// How many times as fast as f32 it multiplies: chunks are cut by time.
@@ -84,6 +86,9 @@ pub(super) trait Kernel {
     const DEPTH: usize;
     /// Panels of rows from which on a row-major B that exceeds L2 is packed by each tile.
     const LOCAL_ROW_PANELS: usize;
+
+    /// Before a thread's calls of [`Kernel::multiply`], once for a tile of C.
+    fn session() -> Self::Session;
 
     /// How a product is laid out. `single`: it will be one tile.
     fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels;
@@ -270,6 +275,7 @@ pub(super) unsafe fn tile<K: Kernel>(
     accumulate: bool,
     epilogue: Epilogue<'_>,
 ) {
+    let _session = K::session();
     let panels = plan.panels;
     let (layout_a, layout_b) = (plan.packed_a(), plan.packed_b());
     let (filled, multiple) = (layout_a.filled_depth(), layout_a.multiple);

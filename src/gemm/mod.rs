@@ -24,7 +24,6 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-#[cfg_attr(not(test), expect(dead_code, reason = "until the driver takes kernels of bf16"))]
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -276,13 +275,15 @@ enum Engine {
     Avx512Rounded,
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Engine {
     /// Whether it multiplies bf16 by instructions for that.
     fn is_native_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self == Engine::Avx512Bf16;
+        return matches!(self, Engine::Avx512Bf16 | Engine::Amx);
         #[cfg(not(target_arch = "x86_64"))]
         false
     }
@@ -296,9 +297,11 @@ impl Engine {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Precision::Bf16) => Engine::Avx512Rounded,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, Precision::F32) => Engine::Avx512,
+            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, Precision::F32) => Engine::Avx512,
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Precision::Bf16) => Engine::Avx512Bf16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Precision::Bf16) => Engine::Amx,
             (_, Precision::F32) => Engine::MatrixMultiply,
             (_, Precision::Bf16) => Engine::PortableBf16,
         }
@@ -311,7 +314,7 @@ macro_rules! with_kernel {
     ($engine:expr, $K:ident => $body:expr, else $other:expr) => {{
         use $crate::gemm::{Engine, Rounded, portable::Panelled};
         #[cfg(target_arch = "x86_64")]
-        use $crate::gemm::{avx2::Avx2, avx512::Avx512, avx512_bf16::Avx512Bf16};
+        use $crate::gemm::{amx::Amx, avx2::Avx2, avx512::Avx512, avx512_bf16::Avx512Bf16};
         match $engine {
             Engine::MatrixMultiply => $other,
             Engine::PortableBf16 => {
@@ -341,6 +344,11 @@ macro_rules! with_kernel {
             #[cfg(target_arch = "x86_64")]
             Engine::Avx512Bf16 => {
                 type $K = Avx512Bf16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Amx => {
+                type $K = Amx;
                 $body
             }
         }

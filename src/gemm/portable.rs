@@ -81,6 +81,7 @@ pub(super) struct Panelled;
 
 impl Kernel for Panelled {
     type Element = f32;
+    type Session = ();
     const NAME: &'static str = "matrixmultiply";
     const SPEED: u64 = 1;
     const ROWS: usize = 64;
@@ -88,6 +89,8 @@ impl Kernel for Panelled {
     const WIDE_ROWS: usize = 0;
     const DEPTH: usize = 256;
     const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn session() {}
 
     fn panels(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
         Panels::f32::<Self>(spec, packed_a, packed_b, single)

@@ -132,7 +132,7 @@ fn peak(isa: Isa, threads: usize) -> f64 {
     }
     let (flops, work): (usize, &(dyn Fn() + Sync)) = match isa {
         // SAFETY: the caller goes through the available instruction sets.
-        Isa::Avx512 | Isa::Avx512Bf16 => (STEPS * 16 * 32, &|| unsafe { avx512() }),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => (STEPS * 16 * 32, &|| unsafe { avx512() }),
         // SAFETY: as above.
         Isa::Avx2 => (STEPS * 12 * 16, &|| unsafe { avx2() }),
         Isa::Portable => return f64::NAN,

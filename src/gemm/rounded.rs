@@ -12,6 +12,7 @@ pub(super) struct Rounded<K>(PhantomData<K>);
 
 impl<K: Kernel<Element = f32>> Kernel for Rounded<K> {
     type Element = f32;
+    type Session = K::Session;
     const NAME: &'static str = K::NAME;
     const SPEED: u64 = 1;
     const ROWS: usize = K::ROWS;
@@ -19,6 +20,10 @@ impl<K: Kernel<Element = f32>> Kernel for Rounded<K> {
     const WIDE_ROWS: usize = 0;
     const DEPTH: usize = K::DEPTH;
     const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn session() -> K::Session {
+        K::session()
+    }
 
     fn panels(spec: &Spec, packed_a: bool, packed_b: bool, _single: bool) -> Panels {
         let rows = spec.m.max(1).div_ceil(spec.m.max(1).div_ceil(K::ROWS));

@@ -35,10 +35,52 @@ enum Order {
     Threads,
 }
 
+/// The instruction sets of this machine without stand-ins, which are slow and have a test of their
+/// own.
+fn sets() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|&isa| isa != Isa::Amx && isa.is_available())
+}
+
 /// Every engine of this machine: instruction set and precision.
 fn engines() -> impl Iterator<Item = (Isa, Precision)> {
     let both = |isa| [(isa, Precision::F32), (isa, Precision::Bf16)];
-    Isa::available().into_iter().flat_map(both)
+    sets().flat_map(both)
+}
+
+/// On the processor's tiles, or on the stand-in for them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn amx_is_exact() {
+    if !Isa::Avx512Bf16.is_available() || !crate::device::cpu::tiles::stand_in::install() {
+        println!("SKIPPED: no AVX512-BF16");
+        return;
+    }
+    let engine = (Isa::Amx, Precision::Bf16);
+    assert_eq!(Case::new(engine, Spec::new(1, 1, 1)).plan().engine(), "amx_bf16_32x32");
+    let edges = [1, 15, 16, 17, 31, 32, 33, 70];
+    for m in edges {
+        for n in edges {
+            for k in [1, 33] {
+                for spec in storages(m, n, k) {
+                    check(Case::new(engine, spec));
+                }
+            }
+        }
+    }
+    for (m, n, k) in [(0, 5, 5), (5, 7, 0), (100, 60, 513), (40, 300, 100), (20, 36, 4_099)] {
+        for spec in storages(m, n, k) {
+            let case = Case { order: Order::Threads, ..Case::new(engine, spec.accumulating()) };
+            check(case);
+            let rough = Case { integers: false, ..case };
+            let bits = check(rough);
+            let packed = Case { packed_a: true, packed_b: true, gap: 0, ..rough };
+            assert_eq!(bits, check(packed), "{packed:?}");
+            let single = Case { single: true, stored: DType::Bf16, ..rough };
+            if Case::new(engine, spec).plan().reduce_chunks() == 0 {
+                assert_eq!(bits, check(single), "{single:?}");
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -476,7 +518,7 @@ fn a_short_result_is_refused() {
 
 #[test]
 fn stored_bf16_gives_the_bits_of_rounded_f32() {
-    for isa in Isa::available() {
+    for isa in sets() {
         let engine = (isa, Precision::Bf16);
         for (m, n, k) in [(1, 1, 1), (17, 33, 35), (64, 64, 64), (130, 140, 300), (20, 36, 9_001)] {
             for spec in storages(m, n, k) {
@@ -498,7 +540,7 @@ fn weights_are_packed_as_documented() {
     });
     let mut random = Random(7);
     let flat: Vec<f32> = (0..end).map(|_| random.unit()).collect();
-    for isa in Isa::available() {
+    for isa in sets() {
         let weights = || offsets.into_iter().zip(shapes);
         assert!(PackedWeights::new(isa, Precision::F32, weights()).is_none());
         let packer = PackedWeights::new(isa, Precision::Bf16, weights()).expect("packed in bf16");

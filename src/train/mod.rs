@@ -3,6 +3,8 @@
 //! [`Trainer`] is a model with its data on a device: it steps and reviews. [`run`] drives one
 //! through a configured run in its folder, to its end or across interruptions.
 
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod amx_tests;
 mod config;
 mod recipes;
 mod run;

@@ -18,11 +18,13 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16: products of bf16 pairs.
     Avx512Bf16,
+    /// All of these, and AMX: tiles of bf16.
+    Amx,
 }
 
 impl Isa {
     /// Every instruction set that has kernels.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// Name as printed and as accepted in [`ISA_VARIABLE`].
     pub fn name(self) -> &'static str {
@@ -31,6 +33,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512_bf16",
+            Isa::Amx => "amx",
         }
     }
 
@@ -50,6 +53,8 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512Bf16.is_available() && super::tiles::available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

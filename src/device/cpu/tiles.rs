@@ -87,7 +87,6 @@ pub(crate) struct Configured {
 /// # Panics
 /// Where tiles are not [`available`].
 #[inline]
-#[cfg_attr(not(test), expect(dead_code, reason = "until an engine uses tiles"))]
 pub(crate) fn configure() -> Configured {
     let region = Region::enter();
     if !is_configured() {

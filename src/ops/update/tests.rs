@@ -31,7 +31,7 @@ fn operands_that_do_not_fit_are_refused_with_their_shapes() {
     let good = op(ADAMW, &[(0, 3), (4, 4)]);
     let outputs = good.infer(&vec![flat(8); 4]).unwrap();
     assert_eq!(outputs[3], TensorType::f32([2, 3]));
-    assert_eq!(outputs[4], TensorType::new([8], DType::Bf16));
+    assert_eq!(outputs.len(), 4);
     refused(&good, &vec![flat(8); 3], "takes 4 inputs, not 3");
     refused(&good, &[flat(8), flat(9), flat(8), flat(8)], "input 1 is f32[9]");
     refused(&good, &vec![TensorType::f32([2, 4]); 4], "flat weights [P], not f32[2, 4]");

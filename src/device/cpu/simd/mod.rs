@@ -441,7 +441,7 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => enter(Avx2::new(), kernel),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => enter(Avx512::new(), kernel),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => enter(Avx512::new(), kernel),
         #[cfg(not(target_arch = "x86_64"))]
         _ => enter(None::<Portable>, kernel),
     }
