@@ -31,6 +31,9 @@ const TILE: usize = 16;
 /// Elements of bf16 in a row of a tile: what one product takes of the depth.
 const STEP: usize = 32;
 
+/// Elements of bf16 in a tile.
+const SLICE: usize = TILE * STEP;
+
 /// The engine `amx_bf16_32x32`.
 pub(super) struct Amx;
 
@@ -62,7 +65,79 @@ impl Kernel for Amx {
     unsafe fn multiply(micro: &Micro<bf16>) {
         let Micro { rows, cols, depth, a, a_panel, b, b_panel, c, ldc, accumulate, .. } = *micro;
         // SAFETY: the caller's contract; the session of its tile is open.
-        unsafe { multiply(rows, cols, depth, a, a_panel, b, b_panel, c, ldc, accumulate) }
+        unsafe { multiply(rows, cols, depth, 1, a, a_panel, b, b_panel, c, ldc, accumulate) }
+    }
+
+    unsafe fn pack(packing: &Packing<bf16>) {
+        // SAFETY: the caller's contract; machines with AMX have AVX512-BF16.
+        unsafe { pack(packing) }
+    }
+}
+
+/// The engine `amx_f32_split_32x32`: f32 operands as sums of three bf16 each, which hold all 24
+/// bits. Of the nine products of parts the six that matter to f32 are summed, small ones first, so
+/// that sums are rounded at their full size once a product as those of plain f32 are; the three that
+/// are left out are below 2^-24 of the product (compare G. Henry, P. T. P. Tang, A. Heinecke,
+/// "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations",
+/// ARITH 2019).
+///
+/// Subnormal parts count as zero, so that operands below 2^-110 lose digits; those above 3.389e38
+/// count as infinite, and infinite ones give NaN.
+pub(super) struct AmxSplit;
+
+/// Parts of A and of B that are multiplied, from small to large.
+const PRODUCTS: [(usize, usize); 6] = [(2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)];
+
+impl Kernel for AmxSplit {
+    type Element = bf16;
+    type Session = tiles::Configured;
+    const NAME: &'static str = "amx_f32_split_32x32";
+    const SPEED: u64 = 1;
+    const ROWS: usize = 2 * TILE;
+    const LANES: usize = TILE;
+    const WIDE_ROWS: usize = 0;
+    /// A block is summed apart before it is added to C.
+    const DEPTH: usize = 256;
+    const LOCAL_ROW_PANELS: usize = usize::MAX;
+
+    fn session() -> tiles::Configured {
+        tiles::configure()
+    }
+
+    fn panels(spec: &Spec, packed_a: bool, packed_b: bool, _single: bool) -> Panels {
+        let tile = (Self::ROWS, 2 * Self::LANES);
+        let weave_a = Weave { parts: 3, ..WEAVE_A };
+        Panels::packed(tile, (weave_a, Self::weave_b(spec.n)), spec, packed_a, packed_b)
+    }
+
+    fn weave_b(_n: usize) -> Weave {
+        Weave { parts: 3, ..WEAVE_B }
+    }
+
+    unsafe fn multiply(micro: &Micro<bf16>) {
+        const SIDE: usize = 2 * TILE;
+        let Micro { rows, cols, depth, a, a_panel, b, b_panel, c, ldc, accumulate, .. } = *micro;
+        let mut sums = Ragged(MaybeUninit::<[f32; SIDE * SIDE]>::uninit());
+        let sums = sums.0.as_mut_ptr().cast::<f32>();
+        for (number, (part_a, part_b)) in PRODUCTS.into_iter().enumerate() {
+            let (a, b) = (a.wrapping_add(part_a * SLICE), b.wrapping_add(part_b * SLICE));
+            // SAFETY: the caller's contract; the session of its tile is open; the sums are a block
+            // of 32 x 32, which the first product writes.
+            unsafe {
+                let further = number > 0;
+                multiply(rows, cols, depth, 3, a, a_panel, b, b_panel, sums, SIDE, further);
+            }
+        }
+        for i in 0..rows {
+            for j in 0..cols {
+                // SAFETY: the products wrote these rows and columns of the sums; C has them
+                // (contract).
+                unsafe {
+                    let (from, to) = (*sums.add(i * SIDE + j), c.add(i * ldc + j));
+                    *to = if accumulate { *to + from } else { from };
+                }
+            }
+        }
     }
 
     unsafe fn pack(packing: &Packing<bf16>) {
@@ -82,7 +157,7 @@ struct Place {
 
 /// Stands for a tile of C that is not whole.
 #[repr(align(64))]
-struct Ragged(MaybeUninit<[[f32; TILE]; TILE]>);
+struct Ragged<T>(MaybeUninit<T>);
 
 /// The operands of a block: tile (i, j) of the sums is at `places[2 * i + j]` and takes its factors
 /// from `a[i]` and `b[j]`.
@@ -90,6 +165,8 @@ struct Block {
     places: [Place; 4],
     a: [*const bf16; 2],
     b: [*const bf16; 2],
+    /// Bytes from one tile of a panel to the next along the depth.
+    stride: usize,
     steps: usize,
     accumulate: bool,
 }
@@ -97,12 +174,13 @@ struct Block {
 /// C\[rows, cols\] (+)= A\[rows, depth\] · B\[depth, cols\], with `rows` and `cols` in `1..=32`, A
 /// and B packed as the module says, C with `ldc` elements between rows. Without `accumulate` C is
 /// written and not read; nothing of C is touched beyond `rows` and `cols`. Rows of A beyond `rows`
-/// and columns of B beyond `cols` change nothing that is stored.
+/// and columns of B beyond `cols` change nothing that is stored. Only every `parts`-th tile of the
+/// panels is taken.
 ///
 /// # Safety
 /// - This thread holds a [`tiles::Configured`], and the processor has AVX-512 F.
 /// - `depth` is a multiple of 32.
-/// - `16 * depth` elements are readable at `a` and, for more than 16 rows, at `a + a_panel`; at `b`
+/// - `16 * depth * parts` elements are readable at `a` and, for more than 16 rows, at `a + a_panel`; at `b`
 ///   and, for more than 16 columns, at `b + b_panel`.
 /// - C is writable in `rows` rows of `cols` elements, and readable if it is added to.
 #[allow(clippy::too_many_arguments, reason = "three matrices with their strides")]
@@ -111,6 +189,7 @@ pub(super) unsafe fn multiply(
     rows: usize,
     cols: usize,
     depth: usize,
+    parts: usize,
     a: *const bf16,
     a_panel: usize,
     b: *const bf16,
@@ -130,6 +209,7 @@ pub(super) unsafe fn multiply(
         places: [place(0, 0), place(0, 1), place(1, 0), place(1, 1)],
         a: [a, a.wrapping_add(a_panel)],
         b: [b, b.wrapping_add(b_panel)],
+        stride: parts * SLICE * size_of::<bf16>(),
         steps: depth / STEP,
         accumulate,
     };
@@ -139,7 +219,7 @@ pub(super) unsafe fn multiply(
         // place of these rows and columns is a whole tile of C.
         return unsafe { run(&block, down, across) };
     }
-    let mut ragged = [const { Ragged(MaybeUninit::uninit()) }; 4];
+    let mut ragged = [const { Ragged::<[[f32; TILE]; TILE]>(MaybeUninit::uninit()) }; 4];
     let mut parts = [None; 4];
     for i in 0..down {
         for j in 0..across {
@@ -259,10 +339,10 @@ macro_rules! microkernel {
                     "jz 5f",
                     "4:",
                     $($step,)*
-                    "add {a0}, 1024",
-                    "add {a1}, 1024",
-                    "add {b0}, 1024",
-                    "add {b1}, 1024",
+                    "add {a0}, {slice}",
+                    "add {a1}, {slice}",
+                    "add {b0}, {slice}",
+                    "add {b1}, {slice}",
                     "dec {steps}",
                     "jnz 4b",
                     "5:",
@@ -271,6 +351,7 @@ macro_rules! microkernel {
                         concat!("mov {stride}, qword ptr [{places} + 16 * ", $sum, " + 8]"),
                         concat!("tilestored [{place} + {stride} * 1], tmm", $sum),
                     )*
+                    slice = in(reg) block.stride,
                     accumulate = in(reg) u32::from(block.accumulate),
                     places = in(reg) block.places.as_ptr(),
                     a0 = inout(reg) a0 => _,

@@ -29,9 +29,9 @@ const SLICE: usize = 32;
 const SLICE_LEN: usize = LANES * SLICE;
 
 pub(super) const WEAVE_A: Weave =
-    Weave { width: LANES, group: SLICE, multiple: SLICE, element: DType::Bf16 };
+    Weave { width: LANES, group: SLICE, multiple: SLICE, parts: 1, element: DType::Bf16 };
 pub(super) const WEAVE_B: Weave =
-    Weave { width: LANES, group: 2, multiple: SLICE, element: DType::Bf16 };
+    Weave { width: LANES, group: 2, multiple: SLICE, parts: 1, element: DType::Bf16 };
 
 type Multiply = unsafe fn(&Micro<bf16>);
 
@@ -146,34 +146,55 @@ unsafe fn multiply<const M: usize, const V: usize>(micro: &Micro<bf16>) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) unsafe fn pack(packing: &Packing<bf16>) {
-    let Packing { source, stride, along_depth, count, depth, filled, panel, group, .. } = *packing;
+    let Packing { source, stride, along_depth, count, depth, filled, panel, group, parts, .. } =
+        *packing;
     let rows_apart = group == SLICE;
     for first in (0..filled).step_by(SLICE) {
         let left = depth.saturating_sub(first).min(SLICE);
-        // 16 lines of 16 pairs: a row's pairs where rows are contiguous along the depth, else a
-        // pair's rows.
-        let mut lines = [_mm512_setzero_si512(); LANES];
-        for (i, line) in lines.iter_mut().enumerate() {
-            // SAFETY: only rows below `count` and inner indices below `depth` are read (contract).
-            *line = unsafe {
-                if along_depth && i < count {
-                    line_along(source.after(i * stride + first), left)
-                } else if !along_depth && 2 * i < left {
-                    let next = (2 * i + 1 < left).then_some(stride);
-                    line_across(source.after((first + 2 * i) * stride), next, count)
-                } else {
-                    _mm512_setzero_si512()
-                }
-            };
-        }
-        if along_depth != rows_apart {
-            lines = transposed(lines);
-        }
-        for (i, line) in lines.into_iter().enumerate() {
-            // SAFETY: parts of a panel are whole slices (contract).
-            unsafe { _mm512_storeu_si512(panel.add(first * LANES + i * SLICE).cast(), line) };
+        for part in 0..parts {
+            // 16 lines of 16 pairs: a row's pairs where rows are contiguous along the depth, else a
+            // pair's rows.
+            let mut lines = [_mm512_setzero_si512(); LANES];
+            for (i, line) in lines.iter_mut().enumerate() {
+                // SAFETY: only rows below `count` and inner indices below `depth` are read
+                // (contract).
+                *line = unsafe {
+                    if along_depth && i < count {
+                        line_along(source.after(i * stride + first), left, part)
+                    } else if !along_depth && 2 * i < left {
+                        let next = (2 * i + 1 < left).then_some(stride);
+                        line_across(source.after((first + 2 * i) * stride), next, count, part)
+                    } else {
+                        _mm512_setzero_si512()
+                    }
+                };
+            }
+            if along_depth != rows_apart {
+                lines = transposed(lines);
+            }
+            let start = first * LANES * parts + part * SLICE_LEN;
+            for (i, line) in lines.into_iter().enumerate() {
+                // SAFETY: parts of a panel are whole slices (contract).
+                unsafe { _mm512_storeu_si512(panel.add(start + i * SLICE).cast(), line) };
+            }
         }
     }
+}
+
+/// What is left of `x` after the first `part` bf16 whose sum is to be `x`; rounded it is the next
+/// one. Of what is not finite nothing is left.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn left_after(part: usize, x: __m512) -> __m512 {
+    let mut left = x;
+    for _ in 0..part {
+        let taken = _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(left));
+        let rest = _mm512_sub_ps(left, taken);
+        // Not a number where `left` is not finite.
+        let finite = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(rest, rest);
+        left = _mm512_maskz_mov_ps(finite, rest);
+    }
+    left
 }
 
 /// The first `count` of 32 consecutive elements as bf16, then zeros.
@@ -182,24 +203,31 @@ pub(super) unsafe fn pack(packing: &Packing<bf16>) {
 /// They are readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn line_along(source: Address, count: usize) -> __m512i {
+unsafe fn line_along(source: Address, count: usize, part: usize) -> __m512i {
     // SAFETY: the masks hold back what lies beyond `count`.
     unsafe {
         match source {
             Address::F32(at) => {
                 let low = _mm512_maskz_loadu_ps(lanes(count), at);
-                let high = _mm512_maskz_loadu_ps(
-                    lanes(count.saturating_sub(LANES)),
-                    at.wrapping_add(LANES),
-                );
-                transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+                let next = lanes(count.saturating_sub(LANES));
+                let high = _mm512_maskz_loadu_ps(next, at.wrapping_add(LANES));
+                pairs(left_after(part, low), left_after(part, high))
             }
+            Address::Bf16(_) if part > 0 => _mm512_setzero_si512(),
             Address::Bf16(at) => {
                 let mask = if count >= SLICE { !0 } else { (1u32 << count) - 1 };
                 _mm512_maskz_loadu_epi16(mask, at.cast())
             }
         }
     }
+}
+
+/// 16 and 16 values as 32 bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pairs(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both are 512 bits.
+    unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 /// Pairs of the first `count` of 16 consecutive elements and those `next` further on (zeros without
@@ -209,7 +237,7 @@ unsafe fn line_along(source: Address, count: usize) -> __m512i {
 /// They are readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn line_across(source: Address, next: Option<usize>, count: usize) -> __m512i {
+unsafe fn line_across(source: Address, next: Option<usize>, count: usize, part: usize) -> __m512i {
     let (mask, next_mask) = (lanes(count), if next.is_some() { lanes(count) } else { 0 });
     let next = next.unwrap_or(0);
     // SAFETY: the masks hold back what lies beyond `count`.
@@ -218,8 +246,9 @@ unsafe fn line_across(source: Address, next: Option<usize>, count: usize) -> __m
             Address::F32(at) => {
                 let low = _mm512_maskz_loadu_ps(mask, at);
                 let high = _mm512_maskz_loadu_ps(next_mask, at.wrapping_add(next));
-                transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+                pairs(left_after(part, low), left_after(part, high))
             }
+            Address::Bf16(_) if part > 0 => _mm512_setzero_si512(),
             Address::Bf16(at) => {
                 let low = _mm256_maskz_loadu_epi16(mask, at.cast());
                 let high = _mm256_maskz_loadu_epi16(next_mask, at.wrapping_add(next).cast());

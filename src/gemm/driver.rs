@@ -50,6 +50,8 @@ pub(super) struct Packing<E = f32> {
     pub width: usize,
     /// Consecutive inner indices of one row that lie next to each other.
     pub group: usize,
+    /// Parts of which an element is the sum.
+    pub parts: usize,
     pub depth: usize,
     pub filled: usize,
     pub panel: *mut E,
@@ -254,6 +256,7 @@ pub(super) unsafe fn pack<K: Kernel>(
                 count: layout.width.min(layout.count - first),
                 width: layout.width,
                 group: layout.group,
+                parts: layout.parts,
                 depth: depth.len(),
                 filled: end - depth.start,
                 panel: packed.add(layout.index(first, depth.start)),
@@ -278,27 +281,30 @@ pub(super) unsafe fn tile<K: Kernel>(
     let _session = K::session();
     let panels = plan.panels;
     let (layout_a, layout_b) = (plan.packed_a(), plan.packed_b());
-    let (filled, multiple) = (layout_a.filled_depth(), layout_a.multiple);
     // Only a stored B can be cut into other panels than those of the layout.
     let wide = panels.b == SourceB::InPlace && !plan.packed_b && panels.rows <= K::WIDE_ROWS;
     let panel_cols = if wide { 4 * K::LANES } else { panels.cols };
     // A panel that starts at row i and depth p lies at i * start + p * depth of this.
-    let packed =
-        |at: *const K::Element, width: usize| Operand { at, start: filled, row: 1, depth: width };
+    let packed = |at: *const K::Element, layout: PackedLayout| Operand {
+        at,
+        start: layout.filled_depth() * layout.parts,
+        row: 1,
+        depth: layout.width * layout.parts,
+    };
     let a = if plan.packed_a {
-        packed(operands.a.cast(), layout_a.width)
+        packed(operands.a.cast(), layout_a)
     } else if panels.pack_a {
-        packed(operands.scratch.cast_const().cast(), layout_a.width)
+        packed(operands.scratch.cast_const().cast(), layout_a)
     } else if plan.spec.a == Transpose::No {
         Operand { at: operands.a.cast(), start: operands.lda, row: operands.lda, depth: 1 }
     } else {
         Operand { at: operands.a.cast(), start: 1, row: 1, depth: operands.lda }
     };
     let b = match panels.b {
-        SourceB::InPlace if plan.packed_b => packed(operands.b.cast(), layout_b.width),
+        SourceB::InPlace if plan.packed_b => packed(operands.b.cast(), layout_b),
         SourceB::Scratch => {
             let at = operands.scratch.wrapping_add(plan.packed_b_at()).cast_const();
-            packed(at.cast(), layout_b.width)
+            packed(at.cast(), layout_b)
         }
         SourceB::InPlace | SourceB::Local => {
             Operand { at: operands.b.cast(), start: 1, row: 1, depth: operands.ldb }
@@ -320,14 +326,14 @@ pub(super) unsafe fn tile<K: Kernel>(
                 K::multiply(&Micro {
                     rows: panels.rows.min(rows.end - i),
                     cols: panel_cols.min(cols.end - j),
-                    depth: block.next_multiple_of(multiple),
+                    depth: block.next_multiple_of(layout_a.multiple),
                     a: a.at.add(i * a.start + start * a.depth),
                     a_row: a.row,
                     a_depth: a.depth,
-                    a_panel: layout_a.width * filled,
+                    a_panel: layout_a.panel_len(),
                     b,
                     b_depth,
-                    b_panel: layout_b.width * filled,
+                    b_panel: layout_b.panel_len(),
                     c: operands.c.add(i * operands.ldc + j),
                     ldc: operands.ldc,
                     accumulate,

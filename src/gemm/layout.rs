@@ -15,6 +15,8 @@ pub(super) struct Weave {
     pub group: usize,
     /// The inner dimension is filled up with zeros to a multiple of this, itself one of `group`.
     pub multiple: usize,
+    /// Parts of which an element is the sum.
+    pub parts: usize,
     /// Type of the packed elements.
     pub element: DType,
 }
@@ -22,12 +24,12 @@ pub(super) struct Weave {
 impl Weave {
     /// Panels of f32 without groups.
     pub fn f32(width: usize) -> Weave {
-        Weave { width, group: 1, multiple: 1, element: DType::F32 }
+        Weave { width, group: 1, multiple: 1, parts: 1, element: DType::F32 }
     }
 
     pub fn layout(self, count: usize, depth: usize) -> PackedLayout {
-        let Weave { width, group, multiple, element } = self;
-        PackedLayout { width, group, multiple, element, count, depth }
+        let Weave { width, group, multiple, parts, element } = self;
+        PackedLayout { width, group, multiple, parts, element, count, depth }
     }
 }
 
@@ -47,6 +49,9 @@ pub struct PackedLayout {
     pub group: usize,
     /// The inner dimension is filled up with zeros to a multiple of this.
     pub multiple: usize,
+    /// Parts of which an element is the sum: the first is the element rounded, each further one
+    /// what is left, rounded.
+    pub parts: usize,
     /// Type of the packed elements.
     pub element: DType,
     /// Rows of op(A) (m), or columns of op(B) (n).
@@ -68,7 +73,12 @@ impl PackedLayout {
 
     /// Elements in memory, those that fill up included.
     pub fn len(&self) -> usize {
-        self.panels() * self.width * self.filled_depth()
+        self.panels() * self.panel_len()
+    }
+
+    /// Elements of a panel.
+    pub(super) fn panel_len(&self) -> usize {
+        self.width * self.filled_depth() * self.parts
     }
 
     /// Whether there are no elements.
@@ -83,8 +93,10 @@ impl PackedLayout {
 
     /// Place of row (column) `i` at inner index `p`.
     pub fn index(&self, i: usize, p: usize) -> usize {
-        let Self { width, group, .. } = *self;
-        (i / width) * width * self.filled_depth()
+        let Self { width, group, multiple, parts, .. } = *self;
+        let (slice, p) = (p / multiple, p % multiple);
+        (i / width) * self.panel_len()
+            + slice * width * multiple * parts
             + (p / group) * width * group
             + (i % width) * group
             + p % group
@@ -121,16 +133,16 @@ pub struct PackedWeights {
 
 impl PackedWeights {
     /// Lays out the copies of weights \[inputs, outputs\] that start at `offset` of flat weights.
-    /// `None` where the engine of this precision gains nothing from them: in f32.
+    /// `None` where the engine of this precision reads weights as they are: in plain f32.
     pub fn new(
         isa: Isa,
         precision: Precision,
         weights: impl IntoIterator<Item = (usize, [usize; 2])>,
     ) -> Option<PackedWeights> {
-        if precision == Precision::F32 {
+        let engine = Engine::new(isa, precision);
+        if engine == Engine::new(isa, Precision::F32) {
             return None;
         }
-        let engine = Engine::new(isa, precision);
         let layout = |count, depth| -> PackedLayout {
             with_kernel!(engine, K => K::weave_b(count).layout(count, depth),
                 else unreachable!("matrixmultiply packs for itself"))

@@ -61,6 +61,10 @@ pub enum Precision {
     /// IEEE f32.
     #[default]
     F32,
+    /// f32 operands as sums of three bf16 parts, where the processor multiplies tiles of bf16 (AMX):
+    /// at least as accurate as `F32`, but what is not finite gives NaN. Elsewhere the same as `F32`.
+    #[serde(rename = "f32_split")]
+    F32Split,
     /// Operands are rounded to bf16, to nearest even; subnormal numbers count as zero where the
     /// processor's bf16 instructions treat them so.
     Bf16,
@@ -70,6 +74,7 @@ impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Precision::F32 => "f32",
+            Precision::F32Split => "f32_split",
             Precision::Bf16 => "bf16",
         })
     }
@@ -277,6 +282,8 @@ enum Engine {
     Avx512Bf16,
     #[cfg(target_arch = "x86_64")]
     Amx,
+    #[cfg(target_arch = "x86_64")]
+    AmxSplit,
 }
 
 impl Engine {
@@ -289,21 +296,24 @@ impl Engine {
     }
 
     fn new(isa: Isa, precision: Precision) -> Engine {
+        use Precision::{Bf16, F32, F32Split};
         match (isa, precision) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Precision::F32) => Engine::Avx2,
+            (Isa::Avx2, F32 | F32Split) => Engine::Avx2,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Precision::Bf16) => Engine::Avx2Rounded,
+            (Isa::Avx2, Bf16) => Engine::Avx2Rounded,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Precision::Bf16) => Engine::Avx512Rounded,
+            (Isa::Avx512, Bf16) => Engine::Avx512Rounded,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, Precision::F32) => Engine::Avx512,
+            (Isa::Avx512Bf16, Bf16) => Engine::Avx512Bf16,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Precision::Bf16) => Engine::Avx512Bf16,
+            (Isa::Amx, Bf16) => Engine::Amx,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Amx, Precision::Bf16) => Engine::Amx,
-            (_, Precision::F32) => Engine::MatrixMultiply,
-            (_, Precision::Bf16) => Engine::PortableBf16,
+            (Isa::Amx, F32Split) => Engine::AmxSplit,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, F32 | F32Split) => Engine::Avx512,
+            (_, F32 | F32Split) => Engine::MatrixMultiply,
+            (_, Bf16) => Engine::PortableBf16,
         }
     }
 }
@@ -314,7 +324,12 @@ macro_rules! with_kernel {
     ($engine:expr, $K:ident => $body:expr, else $other:expr) => {{
         use $crate::gemm::{Engine, Rounded, portable::Panelled};
         #[cfg(target_arch = "x86_64")]
-        use $crate::gemm::{amx::Amx, avx2::Avx2, avx512::Avx512, avx512_bf16::Avx512Bf16};
+        use $crate::gemm::{
+            amx::{Amx, AmxSplit},
+            avx2::Avx2,
+            avx512::Avx512,
+            avx512_bf16::Avx512Bf16,
+        };
         match $engine {
             Engine::MatrixMultiply => $other,
             Engine::PortableBf16 => {
@@ -349,6 +364,11 @@ macro_rules! with_kernel {
             #[cfg(target_arch = "x86_64")]
             Engine::Amx => {
                 type $K = Amx;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::AmxSplit => {
+                type $K = AmxSplit;
                 $body
             }
         }

@@ -55,8 +55,17 @@ fn amx_is_exact() {
         println!("SKIPPED: no AVX512-BF16");
         return;
     }
-    let engine = (Isa::Amx, Precision::Bf16);
-    assert_eq!(Case::new(engine, Spec::new(1, 1, 1)).plan().engine(), "amx_bf16_32x32");
+    let engine_of =
+        |precision| Case::new((Isa::Amx, precision), Spec::new(1, 1, 1)).plan().engine();
+    assert_eq!(engine_of(Precision::Bf16), "amx_bf16_32x32");
+    assert_eq!(engine_of(Precision::F32Split), "amx_f32_split_32x32");
+    for precision in [Precision::Bf16, Precision::F32Split] {
+        amx_engine_is_exact((Isa::Amx, precision));
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_engine_is_exact(engine: (Isa, Precision)) {
     let edges = [1, 15, 16, 17, 31, 32, 33, 70];
     for m in edges {
         for n in edges {
@@ -75,7 +84,8 @@ fn amx_is_exact() {
             let bits = check(rough);
             let packed = Case { packed_a: true, packed_b: true, gap: 0, ..rough };
             assert_eq!(bits, check(packed), "{packed:?}");
-            let single = Case { single: true, stored: DType::Bf16, ..rough };
+            let stored = if engine.1 == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
+            let single = Case { single: true, stored, ..rough };
             if Case::new(engine, spec).plan().reduce_chunks() == 0 {
                 assert_eq!(bits, check(single), "{single:?}");
             }
@@ -169,7 +179,13 @@ impl Buffer {
     fn packed(layout: PackedLayout, value: impl Fn(usize, usize) -> f32) -> Buffer {
         let mut packed = vec![0.0; layout.len()];
         for i in 0..layout.count {
-            (0..layout.depth).for_each(|p| packed[layout.index(i, p)] = value(i, p));
+            for p in 0..layout.depth {
+                let mut left = value(i, p);
+                for part in 0..layout.parts {
+                    packed[layout.index(i, p) + part * layout.width * layout.multiple] = left;
+                    left -= rounded(left);
+                }
+            }
         }
         Buffer::new(&packed, layout.element)
     }
@@ -222,7 +238,7 @@ fn check(case: Case) -> Vec<u32> {
     let before = || if case.spec.accumulate { value() } else { f32::NAN };
     let mut c = Stored::new((m, n), case.gap, before);
     let rounded = |x: f32| match case.spec.precision {
-        Precision::F32 => x,
+        Precision::F32 | Precision::F32Split => x,
         Precision::Bf16 => rounded(x),
     };
     let op_a = |i, p| rounded(if case.spec.a == Transpose::No { a.at(i, p) } else { a.at(p, i) });
@@ -576,4 +592,49 @@ fn weights_are_packed_as_documented() {
 
 fn rounded(x: f32) -> f32 {
     bf16::from_f32(x).to_f32()
+}
+
+/// The error test of [`Precision::F32Split`]: its root mean square error against f64 is no larger
+/// than that of plain f32, for operands of one sign, of both, and of very different sizes.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn split_f32_is_as_accurate_as_f32() {
+    if !Isa::Avx512Bf16.is_available() || !crate::device::cpu::tiles::stand_in::install() {
+        println!("SKIPPED: no AVX512-BF16");
+        return;
+    }
+    let (m, n) = (24, 40);
+    for k in [1, 8, 64, 500, 1100] {
+        for kind in 0..3 {
+            let mut random = Random(k as u64 + kind);
+            let mut value = || {
+                let x = random.unit();
+                match kind {
+                    0 => x,
+                    1 => x.abs(),
+                    _ => x * 2f32.powi((random.next() % 20) as i32 - 10),
+                }
+            };
+            let a: Vec<f32> = (0..m * k).map(|_| value()).collect();
+            let b: Vec<f32> = (0..k * n).map(|_| value()).collect();
+            let error = |isa, precision| -> f64 {
+                let mut c = vec![f32::NAN; m * n];
+                let spec = Spec::new(m, n, k).in_precision(precision);
+                let (view_a, view_b) = (View { data: &a, stride: k }, View { data: &b, stride: n });
+                gemm(isa, spec, view_a, view_b, ViewMut { data: &mut c, stride: n }, None);
+                let mut sum = 0.0;
+                for (at, &c) in c.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let exact: f64 =
+                        (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
+                    sum += (f64::from(c) - exact).powi(2);
+                }
+                (sum / (m * n) as f64).sqrt()
+            };
+            let plain = error(Isa::Avx512, Precision::F32);
+            let split = error(Isa::Amx, Precision::F32Split);
+            println!("k {k}, kind {kind}: plain {plain:.2e}, split {split:.2e}");
+            assert!(split <= plain, "k {k}, kind {kind}: {split:e} beside {plain:e}");
+        }
+    }
 }

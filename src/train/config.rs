@@ -54,6 +54,9 @@ pub enum Precision {
     Auto,
     /// IEEE single precision.
     F32,
+    /// Single precision by tiles of bf16, where the processor has them; elsewhere as `F32`.
+    #[serde(rename = "f32_split")]
+    F32Split,
     /// Products of bfloat16 with f32 sums; weights, activations, loss and optimizer are f32.
     Bf16,
 }
@@ -69,6 +72,7 @@ impl Precision {
         let Device::Cpu(cpu) = device;
         match self {
             Precision::F32 => gemm::Precision::F32,
+            Precision::F32Split => gemm::Precision::F32Split,
             Precision::Bf16 => gemm::Precision::Bf16,
             Precision::Auto => {
                 let multiplied = parameters.infos().iter().filter(|info| info.multiplied);
@@ -84,6 +88,7 @@ impl From<gemm::Precision> for Precision {
     fn from(precision: gemm::Precision) -> Precision {
         match precision {
             gemm::Precision::F32 => Precision::F32,
+            gemm::Precision::F32Split => Precision::F32Split,
             gemm::Precision::Bf16 => Precision::Bf16,
         }
     }

@@ -70,11 +70,12 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let precision = match args.precision.as_str() {
         "auto" => None,
         "f32" => Some(Precision::F32),
+        "f32_split" => Some(Precision::F32Split),
         "bf16" => Some(Precision::Bf16),
         other => {
             return Err(Error::config(
                 "--precision",
-                format!("'{other}' is not auto, f32 or bf16"),
+                format!("'{other}' is not auto, f32, f32_split or bf16"),
             ));
         }
     };

@@ -139,9 +139,10 @@ impl Work {
             config.precision = match precision.as_str() {
                 "auto" => Precision::Auto,
                 "f32" => Precision::F32,
+                "f32_split" => Precision::F32Split,
                 "bf16" => Precision::Bf16,
                 other => {
-                    let problem = format!("'{other}' is not auto, f32 or bf16");
+                    let problem = format!("'{other}' is not auto, f32, f32_split or bf16");
                     return Err(Error::config("--precision", problem));
                 }
             };

@@ -86,6 +86,7 @@ fn run(
                 rows,
                 cols,
                 depth,
+                1,
                 a.start().add(TILE * before),
                 a.panel,
                 b.start().add(TILE * before),
@@ -253,7 +254,7 @@ fn rates() {
                     unsafe {
                         let (a_start, b_start, c) = (a.start(), b.start(), c.as_mut_ptr());
                         multiply(
-                            rows, cols, depth, a_start, a.panel, b_start, b.panel, c, 512,
+                            rows, cols, depth, 1, a_start, a.panel, b_start, b.panel, c, 512,
                             accumulate,
                         );
                     }

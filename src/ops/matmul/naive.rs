@@ -28,7 +28,7 @@ pub(in crate::ops) fn matmul(products: &Products, a: &[f64], b: &[f64], c: &mut 
 /// Operands as the product takes them.
 fn rounded(values: &[f64], precision: Precision) -> Cow<'_, [f64]> {
     match precision {
-        Precision::F32 => Cow::Borrowed(values),
+        Precision::F32 | Precision::F32Split => Cow::Borrowed(values),
         Precision::Bf16 => {
             values.iter().map(|&x| f64::from(bf16::from_f32(x as f32).to_f32())).collect()
         }
