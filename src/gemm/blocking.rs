@@ -1,5 +1,5 @@
-//! Into which chunks a product falls. Pure arithmetic on the shape: no thread counts, no cache
-//! sizes, so that chunks and sums are the same on every machine of an instruction set.
+//! Into which chunks a product falls. Pure arithmetic on the shape, and on the size of L2 for the
+//! largest tile: no thread counts. Sums are the same on every machine of an instruction set.
 
 use super::{PackedLayout, Spec};
 

@@ -10,6 +10,7 @@
 use super::blocking::{Range, Unit};
 use super::layout::Weave;
 use super::{Address, Epilogue, Operands, PackedLayout, Plan, Spec, Transpose};
+use crate::device::cpu::Caches;
 use std::mem::MaybeUninit;
 
 /// One call of a microkernel: C\[rows, cols\] (+)= A\[rows, depth\] · B\[depth, cols\].
@@ -114,9 +115,8 @@ pub(super) trait Kernel {
     unsafe fn pack(packing: &Packing<Self::Element>);
 }
 
-/// Largest tile: with a block of K, its part of B (256 KiB) and of A stay in an L2 of 512 KiB.
-const MOST_ROWS: usize = 128;
-const MOST_COLS: usize = 256;
+/// Rows beyond which a transposed B is packed once for all tiles.
+const MANY_ROWS: usize = 256;
 
 /// How B is brought to the microkernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl Panels {
 
         let b = match spec.b {
             _ if packed_b || k == 0 => SourceB::InPlace,
-            Transpose::Yes if m > 2 * MOST_ROWS && !single => SourceB::Scratch,
+            Transpose::Yes if m > MANY_ROWS && !single => SourceB::Scratch,
             Transpose::Yes => SourceB::Local,
             Transpose::No if large && !single => SourceB::Scratch,
             Transpose::No if row_panels >= K::LOCAL_ROW_PANELS && k * n >= LOCAL_ELEMENTS => {
@@ -194,13 +194,20 @@ impl Panels {
         Panels { rows, cols, weave_a, weave_b, pack_a, b }
     }
 
+    /// What the tiles are made of. The largest keeps, for a block of K, its part of B in half of L2
+    /// and its part of A in a quarter. Cuts between rows and columns change no bits.
     pub fn unit<K: Kernel>(&self) -> Unit {
+        let l2 = Caches::get().l2;
+        let most = |weave: Weave, share: usize, step: usize| {
+            let bytes = K::DEPTH * weave.element.size() * weave.parts;
+            (l2 / share / bytes).next_multiple_of(step)
+        };
         Unit {
             rows: self.rows,
             cols: self.cols,
             depth: K::DEPTH,
-            most_rows: MOST_ROWS.next_multiple_of(self.rows),
-            most_cols: MOST_COLS,
+            most_rows: most(self.weave_a, 4, self.rows),
+            most_cols: most(self.weave_b, 2, self.cols),
             cols_first: self.b == SourceB::Local,
             speed: K::SPEED,
         }

@@ -14,10 +14,10 @@
 //!    in scratch;
 //! 3. `reduce`: sums the partial products in order (no chunks unless K is split).
 //!
-//! The number of chunks and the order of every sum depend on the shapes and the instruction set
-//! alone, never on threads, timing or cache sizes: a plan gives the same bits however its chunks
-//! are distributed. The [`Epilogue`] sees every element of C exactly once, when it is final and
-//! still in cache.
+//! The number of chunks depends on the shapes, the instruction set and the size of L2 alone, the
+//! order of every sum on shapes and instruction set: never on threads or timing. So a plan gives the
+//! same bits however its chunks are distributed, and cuts between rows and columns change none. The
+//! [`Epilogue`] sees every element of C exactly once, when it is final and still in cache.
 //!
 //! Method: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS
 //! 34(3), 2008; the loops are in `driver.rs`.

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod cache;
 pub mod isa;
 pub mod launch;
 pub mod memory;
@@ -11,6 +12,7 @@ pub mod simd;
 pub mod team;
 pub(crate) mod tiles;
 
+pub use cache::Caches;
 pub use isa::Isa;
 pub use launch::{Chunk, Launch, rows_per_chunk};
 pub use memory::Memory;
