@@ -70,10 +70,10 @@ impl Linear {
 
     /// Records the mean cross-entropy of `labels` (u32 \[rows\]) and this layer's outputs as logits,
     /// which are never all in memory: for a last layer with many outputs, in place of
-    /// [`Module::forward`] and [`ops::softmax_cross_entropy`]. See [`ops::linear_cross_entropy`].
+    /// [`Module::forward`] and [`ops::softmax_cross_entropy()`]. See [`ops::linear_cross_entropy()`].
     ///
     /// # Errors
-    /// The layer has an activation, or as [`ops::linear_cross_entropy`].
+    /// The layer has an activation, or as [`ops::linear_cross_entropy()`].
     pub fn cross_entropy(
         &self,
         pass: &mut Forward<'_>,
