@@ -2,7 +2,7 @@
 
 use super::{Forward, Initial, Mode, Module, Parameter, Parameters, Role};
 use crate::error::{Error, Result};
-use crate::ops::{self, Activation, Recorder, Var};
+use crate::ops::{self, Activation, LinearLoss, Recorder, Var};
 use crate::tensor::{DType, Shape};
 
 /// `y = act(x W + b)`: x [batch, inputs], W [inputs, outputs], b `[outputs]`.
@@ -67,6 +67,29 @@ impl Linear {
     /// The bias `[outputs]`.
     pub fn bias(&self) -> Option<Parameter> {
         self.bias
+    }
+
+    /// Records the mean cross-entropy of `labels` (u32 \[rows\]) and this layer's outputs as logits,
+    /// which are never all in memory: for a last layer with many outputs, in place of
+    /// [`Module::forward`] and [`ops::softmax_cross_entropy()`]. See [`ops::linear_cross_entropy()`].
+    ///
+    /// # Errors
+    /// The layer has an activation, or as [`ops::linear_cross_entropy()`].
+    pub fn cross_entropy(
+        &self,
+        pass: &mut Forward<'_>,
+        x: Var,
+        labels: Var,
+        label_smoothing: f32,
+    ) -> Result<LinearLoss> {
+        if self.activation != Activation::None {
+            let problem =
+                format!("logits have no activation, and this layer has {}", self.activation);
+            return Err(Error::operation("linear_cross_entropy", problem));
+        }
+        let weight = pass.parameter(self.weight)?;
+        let bias = self.bias.map(|bias| pass.parameter(bias)).transpose()?;
+        ops::linear_cross_entropy(pass.tape, x, weight, bias, labels, label_smoothing)
     }
 }
 

@@ -41,6 +41,7 @@ operations! {
     layer_norm,
     layer_norm_backward,
     linear,
+    linear_cross_entropy,
     log_softmax,
     matmul,
     mse,
@@ -74,6 +75,7 @@ pub use global_norm::global_norm;
 pub use indices::indices;
 pub use layer_norm::layer_norm;
 pub use linear::{Activation, Weight, linear, linear_in};
+pub use linear_cross_entropy::{LinearLoss, linear_cross_entropy};
 pub use log_softmax::log_softmax;
 pub use matmul::{matmul, matmul_in};
 pub use mse::mse;

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::Activation;
-use crate::device::cpu::Launch;
+use crate::device::cpu::{Isa, Launch};
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, math};
 use crate::gemm::Block;
 use crate::ops::Site;
@@ -25,6 +25,13 @@ pub(super) fn launch(
         Arc::new(move |around, block| dispatch(isa, Finishing { around, block, n, activation }))
     });
     cpu::launch(site, products, c, others, finish)
+}
+
+/// Adds a bias, one value a column, to a block that an epilogue sees.
+pub(in crate::ops) fn add_bias(isa: Isa, bias: &[f32], block: Block) {
+    let around = Around { bias: Some(bias), second: std::ptr::null_mut() };
+    let activation = Activation::None;
+    dispatch(isa, Finishing { around: &around, block, n: bias.len(), activation });
 }
 
 /// `z = c + bias; c = act(z)` for one block of C.

@@ -13,7 +13,7 @@
 //! Gradient: `dz, db` in one pass by `activation_backward` (without an activation `dz` is `dy`, and
 //! `db` a sum), then `dx = dz W^T` and `dW = x^T dz`.
 
-mod cpu;
+pub(super) mod cpu;
 mod naive;
 
 pub(super) use naive::derivative;

@@ -225,7 +225,7 @@ impl Kernel for Reduce<'_> {
 
 /// Folds `rows` rows, which begin `stride` elements after each other in `x`, into `y`.
 #[inline(always)]
-fn columns<S: Simd>(
+pub(in crate::ops) fn columns<S: Simd>(
     s: S,
     x: &[f32],
     stride: usize,

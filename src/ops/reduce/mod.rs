@@ -6,7 +6,7 @@
 //! blocks, so that an error of n terms stays within some 2^-24 sqrt(n) of their magnitude; a
 //! maximum is exact. The gradient of a maximum goes in equal parts to all elements that attain it.
 
-mod cpu;
+pub(super) mod cpu;
 mod naive;
 
 use super::broadcast::insert_and_broadcast;

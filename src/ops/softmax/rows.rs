@@ -210,7 +210,7 @@ fn lane<S: Simd>(s: S, skip: usize, i: usize) -> S::Mask {
 
 /// `e^x` of one number, with the bits that it has in a vector.
 #[inline(always)]
-fn exp<S: Simd>(s: S, x: f32) -> f32 {
+pub(crate) fn exp<S: Simd>(s: S, x: f32) -> f32 {
     s.reduce_max(math::exp(s, s.splat(x)))
 }
 

@@ -15,22 +15,23 @@ use crate::ops::Site;
 use crate::ops::softmax::rows::{BUFFER, Bases, NO_BASES, first_largest, padded, read, scale};
 
 /// Most lanes of any instruction set.
-const LANES: usize = 16;
+pub(in crate::ops) const LANES: usize = 16;
 /// Numbers that a chunk leaves for the means: see [`Sums`].
-const PARTIALS: usize = 5;
+pub(in crate::ops) const PARTIALS: usize = 5;
 
 /// Nanoseconds of a row: two reductions, and an exponential an element.
-fn nanoseconds(classes: usize) -> f64 {
+pub(in crate::ops) fn nanoseconds(classes: usize) -> f64 {
     8.0 + 0.5 * classes as f64
 }
 
 #[derive(Clone, Copy)]
-struct Problem {
-    isa: Isa,
-    rows: usize,
-    classes: usize,
-    dlogits: bool,
-    statistics: bool,
+pub(in crate::ops) struct Problem {
+    pub(in crate::ops) isa: Isa,
+    pub(in crate::ops) rows: usize,
+    pub(in crate::ops) classes: usize,
+    /// Whether anybody reads the gradient.
+    pub(in crate::ops) dlogits: bool,
+    pub(in crate::ops) statistics: bool,
 }
 
 pub(super) fn launch(site: &Site<'_>, targets: Targets) -> Launch {
@@ -51,16 +52,7 @@ pub(super) fn launch(site: &Site<'_>, targets: Targets) -> Launch {
         dispatch(problem.isa, Rows { problem, logits, targets, dlogits, losses })
     };
     let finish = move |chunk: &Chunk<'_>, total: Sums| {
-        let rows = problem.rows as f64;
-        if let [loss] = chunk.output(0) {
-            *loss = (total.loss / rows) as f32;
-        }
-        if let [mean, smallest, right, rms] = chunk.output(2) {
-            *mean = (total.margin / rows) as f32;
-            *smallest = total.smallest;
-            *right = total.right as f32;
-            *rms = (total.squares / (rows * problem.classes as f64)).sqrt() as f32;
-        }
+        total.finish(&problem, chunk.output(0), chunk.output(2));
     };
     if rows <= per_chunk {
         return launch.serial(move |chunk| finish(chunk, run(chunk)));
@@ -76,24 +68,24 @@ pub(super) fn launch(site: &Site<'_>, targets: Targets) -> Launch {
 }
 
 /// Sums over rows, combined in the order of the rows.
-struct Sums {
-    loss: f64,
-    margin: f64,
-    smallest: f32,
-    right: f64,
-    squares: f64,
+pub(in crate::ops) struct Sums {
+    pub(in crate::ops) loss: f64,
+    pub(in crate::ops) margin: f64,
+    pub(in crate::ops) smallest: f32,
+    pub(in crate::ops) right: f64,
+    pub(in crate::ops) squares: f64,
 }
 
 impl Sums {
-    const NONE: Sums =
+    pub(in crate::ops) const NONE: Sums =
         Sums { loss: 0.0, margin: 0.0, smallest: f32::INFINITY, right: 0.0, squares: 0.0 };
 
-    fn load(part: &[f32]) -> Sums {
+    pub(in crate::ops) fn load(part: &[f32]) -> Sums {
         let [loss, margin, right, squares] = [part[0], part[1], part[3], part[4]].map(f64::from);
         Sums { loss, margin, smallest: part[2], right, squares }
     }
 
-    fn store(&self, part: &mut [f32]) {
+    pub(in crate::ops) fn store(&self, part: &mut [f32]) {
         let smallest = f64::from(self.smallest);
         let all = [self.loss, self.margin, smallest, self.right, self.squares];
         part.copy_from_slice(&all.map(|x| x as f32));
@@ -101,7 +93,7 @@ impl Sums {
 
     /// NaN of either stays.
     #[inline(always)]
-    fn and(&self, other: &Sums) -> Sums {
+    pub(in crate::ops) fn and(&self, other: &Sums) -> Sums {
         let first = self.smallest.is_nan() || self.smallest < other.smallest;
         Sums {
             loss: self.loss + other.loss,
@@ -111,11 +103,25 @@ impl Sums {
             squares: self.squares + other.squares,
         }
     }
+
+    /// Writes the mean loss and the four statistics of all rows, each where there is room for it.
+    pub(in crate::ops) fn finish(self, problem: &Problem, loss: &mut [f32], statistics: &mut [f32]) {
+        let rows = problem.rows as f64;
+        if let [loss] = loss {
+            *loss = (self.loss / rows) as f32;
+        }
+        if let [mean, smallest, right, rms] = statistics {
+            *mean = (self.margin / rows) as f32;
+            *smallest = self.smallest;
+            *right = self.right as f32;
+            *rms = (self.squares / (rows * problem.classes as f64)).sqrt() as f32;
+        }
+    }
 }
 
 /// The right-hand sides of a chunk's rows.
 #[derive(Clone, Copy)]
-enum Target<'a> {
+pub(in crate::ops) enum Target<'a> {
     Labels { labels: &'a [u32], smoothing: f32 },
     Distributions(&'a [f32]),
 }
@@ -133,32 +139,32 @@ struct Rows<'a> {
 ///
 /// With weights `t` of the classes, `T` their sum, and `m` the row's largest logit.
 #[derive(Clone, Copy)]
-struct Group {
+pub(in crate::ops) struct Group {
     /// The right class; past the end where there is none.
     label: [usize; LANES],
     /// Its logit; NaN where there is none, which spreads to all results of the row.
-    own: [f32; LANES],
+    pub(in crate::ops) own: [f32; LANES],
     /// `m`.
-    max: [f32; LANES],
+    pub(in crate::ops) max: [f32; LANES],
     /// The largest logit of the other classes.
-    other: [f32; LANES],
+    pub(in crate::ops) other: [f32; LANES],
     /// Sum over the other classes of `exp(z - m)`.
-    rest: [f32; LANES],
+    pub(in crate::ops) rest: [f32; LANES],
     /// Sum over all classes of `t (m - z)`, without that of the label's own weight for [`Target::Labels`].
-    below: [f32; LANES],
+    pub(in crate::ops) below: [f32; LANES],
     /// `t` of the right class.
-    target: [f32; LANES],
+    pub(in crate::ops) target: [f32; LANES],
     /// Sum of `t` over the other classes.
-    others: [f32; LANES],
+    pub(in crate::ops) others: [f32; LANES],
 }
 
 /// The ends of the rows of a group.
-struct Ends {
-    loss: [f32; LANES],
+pub(in crate::ops) struct Ends {
+    pub(in crate::ops) loss: [f32; LANES],
     /// What turns `exp(z - m)` into the gradient, but for the target.
-    factor: [f32; LANES],
+    pub(in crate::ops) factor: [f32; LANES],
     /// Gradient of the right class.
-    own: [f32; LANES],
+    pub(in crate::ops) own: [f32; LANES],
 }
 
 impl Kernel for Rows<'_> {
@@ -207,7 +213,7 @@ impl Kernel for Rows<'_> {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
             let z = &self.logits[first * classes..][..rows * classes];
-            total = total.and(&group.sums(s, &self.problem, &ends, rows, z));
+            total = total.and(&group.sums_of(s, &self.problem, &ends, rows, z));
             first += rows;
         }
         total
@@ -251,7 +257,7 @@ impl Rows<'_> {
 
 impl Group {
     #[inline(always)]
-    fn new() -> Group {
+    pub(in crate::ops) fn new() -> Group {
         let zeros = [0.0; LANES];
         Group {
             label: [usize::MAX; LANES],
@@ -291,19 +297,7 @@ impl Group {
         match targets {
             Target::Labels { smoothing: 0.0, .. } => {}
             Target::Labels { smoothing, .. } => {
-                let share = smoothing / z.len() as f32;
-                let max = s.splat(reading.max);
-                let below = fold_many(
-                    s,
-                    [z],
-                    s.zero(),
-                    #[inline(always)]
-                    |s, acc, [z]| s.add(acc, s.sub(max, z)),
-                    S::add,
-                );
-                self.below[r] = share * s.reduce_add(below);
-                self.target[r] = (1.0 - smoothing) + share;
-                self.others[r] = share * (z.len() - 1) as f32;
+                self.smooth(r, smoothing, z.len(), sum_below(s, z, reading.max));
             }
             Target::Distributions(t) => {
                 let t = &t[row * z.len()..][..z.len()];
@@ -329,9 +323,18 @@ impl Group {
         }
     }
 
+    /// Sets what label smoothing needs of a row of `classes`: `sum` is that of `m - z`.
+    #[inline(always)]
+    pub(in crate::ops) fn smooth(&mut self, r: usize, smoothing: f32, classes: usize, sum: f32) {
+        let share = smoothing / classes as f32;
+        self.below[r] = share * sum;
+        self.target[r] = (1.0 - smoothing) + share;
+        self.others[r] = share * (classes - 1) as f32;
+    }
+
     /// Loss, factor and gradient of the right class; lanes past the group's rows hold leftovers.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, problem: &Problem, targets: Target<'_>) -> Ends {
+    pub(in crate::ops) fn finish<S: Simd>(&self, s: S, problem: &Problem, targets: Target<'_>) -> Ends {
         let (own, max) = (s.load_slice(&self.own), s.load_slice(&self.max));
         let rest = s.load_slice(&self.rest);
         let (target, others) = (s.load_slice(&self.target), s.load_slice(&self.others));
@@ -366,7 +369,35 @@ impl Group {
 
     /// Sums over the group's rows, whose logits are `z`.
     #[inline(always)]
-    fn sums<S: Simd>(&self, s: S, problem: &Problem, ends: &Ends, rows: usize, z: &[f32]) -> Sums {
+    fn sums_of<S: Simd>(
+        &self,
+        s: S,
+        problem: &Problem,
+        ends: &Ends,
+        rows: usize,
+        z: &[f32],
+    ) -> Sums {
+        let mut sums = self.sums(s, problem, ends, rows, |r| {
+            let before = &z[r * problem.classes..][..self.label[r]];
+            before.contains(&self.own[r])
+        });
+        if problem.statistics {
+            sums.squares = f64::from(dot(s, z, z));
+        }
+        sums
+    }
+
+    /// Sums over the group's rows but for the squares. `ties`: whether a class before the label of
+    /// row `r` has the label's logit.
+    #[inline(always)]
+    pub(in crate::ops) fn sums<S: Simd>(
+        &self,
+        s: S,
+        problem: &Problem,
+        ends: &Ends,
+        rows: usize,
+        ties: impl Fn(usize) -> bool,
+    ) -> Sums {
         let present = s.first(rows);
         let loss = s.load_slice(&ends.loss);
         let mut sums = Sums::NONE;
@@ -385,15 +416,27 @@ impl Group {
         let above = s.count(s.mask_and(present, s.gt(margin, s.zero())));
         let mut right = above;
         // Of equal logits, the first is the argmax.
-        let mut ties = s.bits(s.mask_and(present, s.eq(margin, s.zero())));
-        while ties != 0 {
-            let r = ties.trailing_zeros() as usize;
-            let before = &z[r * problem.classes..][..self.label[r]];
-            right += u32::from(!before.contains(&self.own[r]));
-            ties &= ties - 1;
+        let mut level = s.bits(s.mask_and(present, s.eq(margin, s.zero())));
+        while level != 0 {
+            right += u32::from(!ties(level.trailing_zeros() as usize));
+            level &= level - 1;
         }
         sums.right = f64::from(right);
-        sums.squares = f64::from(dot(s, z, z));
         sums
     }
+}
+
+/// Sum of `max - z`.
+#[inline(always)]
+pub(in crate::ops) fn sum_below<S: Simd>(s: S, z: &[f32], max: f32) -> f32 {
+    let max = s.splat(max);
+    let below = fold_many(
+        s,
+        [z],
+        s.zero(),
+        #[inline(always)]
+        |s, acc, [z]| s.add(acc, s.sub(max, z)),
+        S::add,
+    );
+    s.reduce_add(below)
 }

@@ -36,8 +36,8 @@
 //!
 //! **Error.** A few rounding errors of `z - m` (relative to the largest |z - m| of the row), 2 ulp of exp.
 
-mod cpu;
-mod naive;
+pub(super) mod cpu;
+pub(super) mod naive;
 #[cfg(test)]
 mod tests;
 
@@ -128,37 +128,7 @@ impl Operation for SoftmaxCrossEntropy {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let refuse = |problem: String| Err(Error::operation(self.name(), problem));
-        let dtype = match self.targets {
-            Targets::Labels { .. } => DType::U32,
-            Targets::Distributions => DType::F32,
-        };
-        super::expect_types(self.name(), inputs, &[DType::F32, dtype])?;
-        let (logits, targets) = (&inputs[0], &inputs[1]);
-        let &[rows, classes] = logits.shape.extents() else {
-            return refuse(format!("the logits {logits} are not [rows, classes]"));
-        };
-        if rows == 0 || classes == 0 {
-            return refuse(format!("there is no mean over the logits {logits}"));
-        }
-        let wanted = match self.targets {
-            Targets::Labels { .. } => Shape::from([rows]),
-            Targets::Distributions => logits.shape.clone(),
-        };
-        if targets.shape != wanted {
-            return refuse(format!("the targets of logits {logits} are {wanted}, not {targets}"));
-        }
-        if let Targets::Labels { smoothing } = self.targets
-            && !(0.0..=1.0).contains(&smoothing)
-        {
-            return refuse(format!("label smoothing is a number from 0 to 1, not {smoothing}"));
-        }
-        Ok(vec![
-            TensorType::f32([]),
-            logits.clone(),
-            TensorType::f32([4]),
-            TensorType::f32([rows]),
-        ])
+        self.infer_for(self.name(), inputs)
     }
 
     fn naive(&self, inputs: &[Values], outputs: &mut [Values], _control: &Control) {
@@ -201,7 +171,7 @@ fn total(tape: &mut dyn Recorder, terms: [Option<Var>; 3]) -> Result<Var> {
 }
 
 /// `x` times a gradient that broadcasts to it.
-fn times(tape: &mut dyn Recorder, x: Var, upstream: Var) -> Result<Var> {
+pub(super) fn times(tape: &mut dyn Recorder, x: Var, upstream: Var) -> Result<Var> {
     if tape.is_fill(upstream, 1.0) { Ok(x) } else { super::mul(tape, x, upstream) }
 }
 
@@ -212,6 +182,45 @@ fn column(tape: &mut dyn Recorder, x: Var) -> Result<Var> {
 }
 
 impl SoftmaxCrossEntropy {
+    /// [`Operation::infer`], with errors that name the operation `name`.
+    pub(super) fn infer_for(
+        &self,
+        name: &str,
+        inputs: &[TensorType],
+    ) -> Result<Vec<TensorType>> {
+        let refuse = |problem: String| Err(Error::operation(name, problem));
+        let dtype = match self.targets {
+            Targets::Labels { .. } => DType::U32,
+            Targets::Distributions => DType::F32,
+        };
+        super::expect_types(name, inputs, &[DType::F32, dtype])?;
+        let (logits, targets) = (&inputs[0], &inputs[1]);
+        let &[rows, classes] = logits.shape.extents() else {
+            return refuse(format!("the logits {logits} are not [rows, classes]"));
+        };
+        if rows == 0 || classes == 0 {
+            return refuse(format!("there is no mean over the logits {logits}"));
+        }
+        let wanted = match self.targets {
+            Targets::Labels { .. } => Shape::from([rows]),
+            Targets::Distributions => logits.shape.clone(),
+        };
+        if targets.shape != wanted {
+            return refuse(format!("the targets of logits {logits} are {wanted}, not {targets}"));
+        }
+        if let Targets::Labels { smoothing } = self.targets
+            && !(0.0..=1.0).contains(&smoothing)
+        {
+            return refuse(format!("label smoothing is a number from 0 to 1, not {smoothing}"));
+        }
+        Ok(vec![
+            TensorType::f32([]),
+            logits.clone(),
+            TensorType::f32([4]),
+            TensorType::f32([rows]),
+        ])
+    }
+
     /// `g dlogits` for the loss and `rows g dlogits` for the row losses; and for dlogits itself the
     /// Hessian times `v`, `T p (v - sum p v) / rows`.
     fn of_logits(&self, rule: &mut Rule<'_>) -> Result<Var> {

@@ -11,7 +11,11 @@ struct Row {
     gradient: Vec<f64>,
 }
 
-pub(super) fn softmax_cross_entropy(targets: Targets, inputs: &[Values], outputs: &mut [Values]) {
+pub(in crate::ops) fn softmax_cross_entropy(
+    targets: Targets,
+    inputs: &[Values],
+    outputs: &mut [Values],
+) {
     let (logits, count) = (&inputs[0], inputs[0].rows() as f64);
     let rows: Vec<Row> = (0..logits.rows())
         .map(|r| {

@@ -82,7 +82,7 @@ impl Rows<'_> {
             if !self.losses.is_empty() {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
-            total = total.and(&group.sums(s, &self.problem, &ends, rows, z));
+            total = total.and(&group.sums_of(s, &self.problem, &ends, rows, z));
             first += rows;
         }
         total
