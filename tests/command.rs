@@ -242,7 +242,7 @@ fn bad_arguments_are_refused_before_anything_is_written() {
     run(&["nosuch.toml"], &["nosuch.toml"]);
     run(&["digits", "--device", "cuda:0"], &["cuda:0"]);
     run(&["digits", "--device", "tpu"], &["tpu"]);
-    run(&["digits", "--precision", "bf16"], &["bf16"]);
+    run(&["digits", "--precision", "fp8"], &["bf16"]);
     run(&["digits", "--data", "elsewhere"], &["data.path", "digits", "no use"]);
     run(&["mnist", "--data", "/nonexistent/mnist"], &["/nonexistent/mnist"]);
     assert!(!scratch.path().join("runs").exists(), "a refused run left a folder");
