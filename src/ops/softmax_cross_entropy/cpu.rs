@@ -135,7 +135,7 @@ struct Rows<'a> {
 #[derive(Clone, Copy)]
 struct Group {
     /// The right class; past the end where there is none.
-    label: [usize; LANES],
+    label: [u32; LANES],
     /// Its logit; NaN where there is none, which spreads to all results of the row.
     own: [f32; LANES],
     /// `m`.
@@ -150,6 +150,8 @@ struct Group {
     target: [f32; LANES],
     /// Sum of `t` over the other classes.
     others: [f32; LANES],
+    /// Sum of the squares of the logits, where the group is one long row and statistics are wanted.
+    squares: f64,
 }
 
 /// The ends of the rows of a group.
@@ -188,7 +190,8 @@ impl Kernel for Rows<'_> {
                     () => &mut self.dlogits[first * classes..][..classes],
                 };
                 let z = &self.logits[(first + r) * classes..][..classes];
-                group.read(s, r, first + r, z, self.targets, exponentials, &mut bases);
+                let squares = self.problem.statistics && !buffered;
+                group.read(s, r, first + r, z, self.targets, squares, exponentials, &mut bases);
             }
             let ends = group.finish(s, &self.problem, self.targets);
             if self.problem.dlogits {
@@ -197,7 +200,7 @@ impl Kernel for Rows<'_> {
                     let bases = (!buffered).then_some((&bases, group.max[r]));
                     self.gradient(s, first + r, kept, bases, &ends, r);
                     if let Some(own) = self.dlogits[(first + r) * classes..][..classes]
-                        .get_mut(group.label[r])
+                        .get_mut(group.label[r] as usize)
                     {
                         *own = ends.own[r];
                     }
@@ -207,7 +210,11 @@ impl Kernel for Rows<'_> {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
             let z = &self.logits[first * classes..][..rows * classes];
-            total = total.and(&group.sums(s, &self.problem, &ends, rows, z));
+            let mut sums = group.sums(s, &self.problem, &ends, rows, z);
+            if self.problem.statistics {
+                sums.squares = if buffered { f64::from(dot(s, z, z)) } else { group.squares };
+            }
+            total = total.and(&sums);
             first += rows;
         }
         total
@@ -254,7 +261,7 @@ impl Group {
     fn new() -> Group {
         let zeros = [0.0; LANES];
         Group {
-            label: [usize::MAX; LANES],
+            label: [u32::MAX; LANES],
             own: zeros,
             max: zeros,
             other: zeros,
@@ -262,6 +269,7 @@ impl Group {
             below: zeros,
             target: [1.0; LANES],
             others: zeros,
+            squares: 0.0,
         }
     }
 
@@ -275,6 +283,7 @@ impl Group {
         row: usize,
         z: &[f32],
         targets: Target<'_>,
+        squares: bool,
         exponentials: &mut [f32],
         bases: &mut Bases,
     ) {
@@ -285,8 +294,10 @@ impl Group {
             }
         };
         let own = z.get(label).copied().unwrap_or(f32::NAN);
-        let reading = read(s, z, label, own, exponentials, bases);
-        (self.label[r], self.own[r]) = (label, own);
+        let reading = read(s, z, label, own, squares, exponentials, bases);
+        self.squares = reading.squares;
+        // Past the end is past the end: no row has that many classes.
+        (self.label[r], self.own[r]) = (u32::try_from(label).unwrap_or(u32::MAX), own);
         (self.max[r], self.other[r], self.rest[r]) = (reading.max, reading.other, reading.sum);
         match targets {
             Target::Labels { smoothing: 0.0, .. } => {}
@@ -364,7 +375,7 @@ impl Group {
         ends
     }
 
-    /// Sums over the group's rows, whose logits are `z`.
+    /// Sums over the group's rows, whose logits are `z`, without their squares.
     #[inline(always)]
     fn sums<S: Simd>(&self, s: S, problem: &Problem, ends: &Ends, rows: usize, z: &[f32]) -> Sums {
         let present = s.first(rows);
@@ -388,12 +399,11 @@ impl Group {
         let mut ties = s.bits(s.mask_and(present, s.eq(margin, s.zero())));
         while ties != 0 {
             let r = ties.trailing_zeros() as usize;
-            let before = &z[r * problem.classes..][..self.label[r]];
+            let before = &z[r * problem.classes..][..self.label[r] as usize];
             right += u32::from(!before.contains(&self.own[r]));
             ties &= ties - 1;
         }
         sums.right = f64::from(right);
-        sums.squares = f64::from(dot(s, z, z));
         sums
     }
 }
