@@ -1,7 +1,10 @@
 //! `twoclocks bench`: time, rate, floor and ratio.
 
+mod passes;
+
 use crate::{Common, output};
 use clap::{Args, ValueEnum};
+use passes::Pass;
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,7 +29,7 @@ pub struct BenchArgs {
     /// What to time; everything when nothing is named.
     #[arg(value_enum)]
     what: Option<What>,
-    /// Sizes: gemm MxNxK, ce ROWSxCLASSES, adamw PARAMETERSxTENSORS.
+    /// Sizes: gemm MxNxK, ce ROWSxCLASSES, adamw PARAMETERSxTENSORS, norm and softmax ROWSxCOLUMNS.
     sizes: Vec<String>,
     /// Nets of `bench step`: mlp64, mlp, mlp2048.
     #[arg(long, value_name = "NET", num_args = 1..)]
@@ -49,6 +52,10 @@ enum What {
     Ce,
     /// The AdamW update.
     Adamw,
+    /// Layer normalisation and its gradient.
+    Norm,
+    /// Softmax and its gradient.
+    Softmax,
     /// Whole training steps.
     Step,
 }
@@ -63,6 +70,9 @@ struct Row {
     flops: f64,
     bytes: f64,
     seconds: Vec<f64>,
+    /// Bytes read and written a second of a read-modify-write loop that took turns with the work;
+    /// empty where that does not come from memory.
+    updates: Vec<f64>,
 }
 
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
@@ -122,12 +132,23 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     }
     if wanted(What::Ce) {
         for size in sizes(&["128x10", "4096x65", "512x50257"]) {
-            print(cross_entropy(&device, &size, budget)?);
+            print(cross_entropy(&cpu, &device, &size, budget)?);
         }
     }
     if wanted(What::Adamw) {
         for size in sizes(&["10000000x1", "10000000x50"]) {
-            print(adamw(&device, &size, budget)?);
+            print(adamw(&cpu, &device, &size, budget)?);
+        }
+    }
+    let passes = [
+        (What::Norm, [Pass::LayerNorm, Pass::LayerNormBackward]),
+        (What::Softmax, [Pass::Softmax, Pass::SoftmaxBackward]),
+    ];
+    for (_, passes) in passes.into_iter().filter(|&(what, _)| wanted(what)) {
+        for size in sizes(&["4096x1024"]) {
+            for pass in passes {
+                print(pass.row(&cpu, &device, &size, budget)?);
+            }
         }
     }
     if wanted(What::Step) {
@@ -147,6 +168,10 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
     sorted.sort_by(f64::total_cmp);
     let median = output::quantile(&sorted, 0.5);
     let floor = peak.floor_seconds(row.flops, row.bytes, CACHE_BYTES);
+    let mut updates = row.updates.clone();
+    updates.sort_by(f64::total_cmp);
+    let update = (!updates.is_empty()).then(|| output::quantile(&updates, 0.5));
+    let share = update.map(|rate| row.bytes / median / rate);
     if json {
         output::line(&json!({
             "event": "bench",
@@ -165,11 +190,20 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "bytes": row.bytes,
             "floor_ms": floor * 1e3,
             "ratio_to_floor": median / floor,
+            "update_bytes_per_s": update,
+            "share_of_update": share,
         }));
         return;
     }
+    let beside = match (update, share) {
+        (Some(rate), Some(share)) => {
+            let rate = output::quantity(rate);
+            format!(", {:.0} % of a read-modify-write loop's {rate}B/s", 100.0 * share)
+        }
+        _ => String::new(),
+    };
     output::say!(
-        "{:<24} {} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}",
+        "{:<24} {} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}{beside}",
         row.work,
         row.precision,
         output::seconds(median),
@@ -250,10 +284,11 @@ fn product(device: &Device, size: &str, precision: Precision, budget: Duration) 
         flops: cost.flops,
         bytes: cost.bytes,
         seconds: timed(recording, store, budget)?,
+        updates: Vec::new(),
     })
 }
 
-fn cross_entropy(device: &Device, size: &str, budget: Duration) -> Result<Row> {
+fn cross_entropy(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row> {
     let [rows, classes] = sizes(size, "ROWSxCLASSES")?;
     require(size, &[[rows, classes], [rows, classes]])?;
     let mut store = Store::new(device);
@@ -268,19 +303,10 @@ fn cross_entropy(device: &Device, size: &str, budget: Duration) -> Result<Row> {
     tape.output(loss.dlogits)?;
     tape.output(loss.statistics)?;
     let recording = tape.compile(&store)?;
-    let cost = recording.cost();
-    Ok(Row {
-        work: format!("ce_{rows}x{classes}"),
-        items: rows as f64,
-        batch: rows,
-        precision: Precision::F32,
-        flops: cost.flops,
-        bytes: cost.bytes,
-        seconds: timed(recording, store, budget)?,
-    })
+    passes::timed(format!("ce_{rows}x{classes}"), rows, cpu, (recording, store), budget)
 }
 
-fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
+fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row> {
     let [parameters, tensors] = sizes(size, "PARAMETERSxTENSORS")?;
     if tensors > parameters {
         return Err(Error::config("sizes", format!("'{size}' has more tensors than parameters")));
@@ -305,7 +331,7 @@ fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
     let mut recording = tape.compile(&store)?;
     let cost = recording.cost();
     let mut step = 0;
-    let seconds = repeat(budget, || {
+    let (seconds, updates) = passes::beside_updates(cpu, cost.bytes, budget, || {
         step += 1;
         optimizer.prepare(store.control_mut(), step, config.rate, 1.0);
         recording.replay(&mut store)
@@ -318,6 +344,7 @@ fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
+        updates,
     })
 }
 
@@ -383,6 +410,7 @@ fn step(device: &Device, net: &str, precision: Option<Precision>, budget: Durati
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
+        updates: Vec::new(),
     })
 }
 
@@ -393,12 +421,13 @@ mod tests {
     #[test]
     fn sizes_beyond_memory_are_refused() {
         if Environment::available_memory().is_some() {
-            let device = Device::cpu(1).unwrap_or_else(|e| panic!("{e}"));
+            let cpu = Arc::new(Cpu::new(1).unwrap_or_else(|e| panic!("{e}")));
+            let device = Device::Cpu(Arc::clone(&cpu));
             let (huge, budget) = (usize::MAX / 2, Duration::from_millis(1));
             for refused in [
                 product(&device, &format!("{huge}x1x1"), Precision::F32, budget),
-                cross_entropy(&device, &format!("{huge}x{huge}"), budget),
-                adamw(&device, &format!("{huge}x1"), budget),
+                cross_entropy(&cpu, &device, &format!("{huge}x{huge}"), budget),
+                adamw(&cpu, &device, &format!("{huge}x1"), budget),
             ] {
                 let error = refused.err().expect("more than any memory").to_string();
                 assert!(error.contains("memory") && error.contains(&huge.to_string()), "{error}");

@@ -77,7 +77,7 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
     );
     output::say!("peak          {}FLOP/s, registers only", output::quantity(peak.flops_per_s));
     output::say!("cache         {}B/s read", output::quantity(peak.cache_bytes_per_s));
-    output::say!("memory        {}B/s read", output::quantity(peak.memory_bytes_per_s));
+    output::say!("memory        {}B/s", output::quantity(peak.memory_bytes_per_s));
     if !environment.release {
         output::say!("note          this is a debug build: it is many times slower");
     }

@@ -1,13 +1,15 @@
 //! Host memory for arenas and persistent regions: zeroed, aligned to a cache line.
 
 use crate::tensor::Element;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// Alignment of every region and of every buffer in an arena, in bytes.
 pub const ALIGNMENT: usize = 64;
 
-/// Alignment of large regions: a huge page, so that the kernel may back them with one.
+/// Alignment of large regions, and what their size is rounded up to: a huge page. Of 4 KB pages a
+/// pass over some tens of MB needs more than an address cache holds, and the hardware does not
+/// prefetch across them.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// An owned, zero-initialised, aligned block of bytes.
@@ -25,12 +27,22 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// A block of that many zero bytes.
     pub fn zeroed(bytes: usize) -> Memory {
-        let alignment = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
-        let layout = Layout::from_size_align(bytes.max(1), alignment)
-            .unwrap_or_else(|_| panic!("{bytes} bytes are more than the address space holds"));
+        let large = bytes >= HUGE_PAGE;
+        let alignment = if large { HUGE_PAGE } else { ALIGNMENT };
+        let size =
+            if large { bytes.checked_next_multiple_of(HUGE_PAGE) } else { Some(bytes.max(1)) };
+        let layout = size
+            .and_then(|size| Layout::from_size_align(size, alignment).ok())
+            .unwrap_or_else(|| panic!("{bytes} bytes are more than the address space holds"));
         // SAFETY: the size is at least 1.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        if large {
+            ask_for_huge_pages(start, layout.size());
+        }
+        // SAFETY: the block was just allocated with that size. It is written only now, because a page
+        // gets its size when it is touched first.
+        unsafe { start.write_bytes(0, layout.size()) };
         Memory { start, layout, bytes }
     }
 
@@ -71,9 +83,46 @@ impl Memory {
     }
 }
 
+/// Asks the system to back a block of whole huge pages with such. What it answers is no matter: the
+/// block holds the same either way.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {
+    use std::ffi::{c_int, c_void};
+    // Of the C library, which the standard library links.
+    unsafe extern "C" {
+        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    }
+    const MADV_HUGEPAGE: c_int = 14;
+    // SAFETY: the caller owns the block; this advice changes neither what it holds nor whether it
+    // may be touched.
+    unsafe { madvise(start.as_ptr().cast(), bytes, MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_start: NonNull<u8>, _bytes: usize) {}
+
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this layout and is freed once.
+        // SAFETY: `start` came from `alloc` with this layout and is freed once.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_zero_aligned_and_as_long_as_asked() {
+        for bytes in [0, 1, 63, 4096, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 5, 3 * HUGE_PAGE] {
+            // Twice: the second block may be the first one's memory.
+            for _ in 0..2 {
+                let mut memory = Memory::zeroed(bytes);
+                assert_eq!(memory.len(), bytes);
+                assert_eq!(memory.bytes().as_ptr() as usize % ALIGNMENT, 0);
+                assert!(memory.bytes().iter().all(|&byte| byte == 0));
+                memory.bytes_mut().fill(0xff);
+            }
+        }
     }
 }

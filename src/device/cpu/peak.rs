@@ -1,8 +1,9 @@
 //! What this machine can do at most, measured: the figures that floors are computed from.
 
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Simd, dispatch, fold_many, update1};
 use super::{Cpu, Isa, Memory};
 use std::hint::black_box;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,11 @@ use std::time::{Duration, Instant};
 pub struct Peak {
     /// f32 operations a second, registers only: 12 independent chains of fused multiply-adds.
     pub flops_per_s: f64,
-    /// Bytes read a second from main memory: a sum over 256 MB.
+    /// Bytes a second between main memory and the threads: the most of a sum over 256 MB and of
+    /// [`Peak::update_bytes_per_s`].
     pub memory_bytes_per_s: f64,
+    /// Bytes read and bytes written a second of a loop that changes 256 MB in place.
+    pub update_bytes_per_s: f64,
     /// Bytes read a second from the second-level cache: a sum over 256 kB a thread.
     pub cache_bytes_per_s: f64,
 }
@@ -20,6 +24,9 @@ pub struct Peak {
 /// Independent chains: enough to fill the latency of every pipe.
 const CHAINS: usize = 12;
 const ROUNDS: usize = 40_000;
+
+/// For how long one ceiling is measured.
+const WHILE: Duration = Duration::from_millis(60);
 
 struct Multiply {
     start: f32,
@@ -69,6 +76,53 @@ impl Kernel for Sum<'_> {
     }
 }
 
+/// Adds 1 to all values.
+struct Increment<'a> {
+    values: &'a mut [f32],
+}
+
+impl Kernel for Increment<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let one = s.splat(1.0);
+        update1(
+            s,
+            self.values,
+            #[inline(always)]
+            |s, x| s.add(x, one),
+        );
+    }
+}
+
+/// Parts in which a thread reads memory at once: one alone does not keep all of its misses in flight.
+const STREAMS: usize = 4;
+
+/// The sum of values that lie in memory.
+struct SumStreams<'a> {
+    values: &'a [f32],
+}
+
+impl Kernel for SumStreams<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let len = self.values.len() / STREAMS / S::LANES * S::LANES;
+        let parts: [&[f32]; STREAMS] = std::array::from_fn(|i| &self.values[i * len..][..len]);
+        let sum = fold_many(
+            s,
+            parts,
+            s.zero(),
+            #[inline(always)]
+            |s, acc, [a, b, c, d]| s.add(acc, s.add(s.add(a, b), s.add(c, d))),
+            S::add,
+        );
+        s.reduce_add(sum)
+    }
+}
+
 fn lanes(isa: Isa) -> usize {
     struct Lanes;
     impl Kernel for Lanes {
@@ -82,17 +136,25 @@ fn lanes(isa: Isa) -> usize {
 }
 
 impl Cpu {
-    /// Measures the peaks; takes about 0.2 s. Other load on the machine lowers them.
+    /// Measures the peaks; takes about 0.4 s. Other load on the machine lowers them.
     pub fn peak(&self) -> Peak {
         let (isa, threads) = (self.isa(), self.threads());
         let flops = (ROUNDS * CHAINS * lanes(isa) * 2 * threads) as f64;
         let flops_per_s = flops / self.best(|_| dispatch(isa, Multiply { start: black_box(0.5) }));
 
-        let big = Memory::zeroed(256 << 20);
+        let mut big = Memory::zeroed(256 << 20);
+        let bytes = big.len() as f64;
+        let mut update = f64::INFINITY;
+        let began = Instant::now();
+        while update.is_infinite() || began.elapsed() < WHILE {
+            update = update.min(self.update_seconds(&mut big));
+        }
+        let update_bytes_per_s = 2.0 * bytes / update;
         let all: &[f32] = big.elements(0, big.len() / 4);
         let part = all.len() / threads;
-        let memory = self
-            .best(|thread| dispatch(isa, Sum { values: &all[thread * part..(thread + 1) * part] }));
+        let read = self.best(|thread| {
+            dispatch(isa, SumStreams { values: &all[thread * part..(thread + 1) * part] })
+        });
         const SMALL: usize = 64 << 10;
         const REPEATS: usize = 400;
         let cache = self.best(|thread| {
@@ -101,15 +163,32 @@ impl Cpu {
         });
         Peak {
             flops_per_s,
-            memory_bytes_per_s: (part * threads * 4) as f64 / memory,
+            memory_bytes_per_s: update_bytes_per_s.max(bytes / read),
+            update_bytes_per_s,
             cache_bytes_per_s: (SMALL * threads * 4 * REPEATS) as f64 / cache,
         }
+    }
+
+    /// Seconds in which all threads together add 1 to every f32 of `memory`, each in a part of its
+    /// own: the read-modify-write loop that updates in place are compared with.
+    pub fn update_seconds(&self, memory: &mut Memory) -> f64 {
+        let isa = self.isa();
+        let values = memory.elements_mut::<f32>(0, memory.len() / size_of::<f32>());
+        let part = values.len().div_ceil(self.threads()).next_multiple_of(lanes(isa)).max(1);
+        let parts: Vec<Mutex<&mut [f32]>> = values.chunks_mut(part).map(Mutex::new).collect();
+        let start = Instant::now();
+        self.team().run(&|member| {
+            if let Some(part) = parts.get(member.index()) {
+                let mut values = part.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                dispatch(isa, Increment { values: &mut values });
+            }
+        });
+        start.elapsed().as_secs_f64()
     }
 
     /// Seconds of the fastest region in which every thread does `work`, of those that fit into a
     /// while: threads that just woke, and neighbours on the machine, are slow for milliseconds.
     fn best(&self, work: impl Fn(usize) -> f32 + Sync) -> f64 {
-        const WHILE: Duration = Duration::from_millis(60);
         let mut best = f64::INFINITY;
         let began = Instant::now();
         while best.is_infinite() || began.elapsed() < WHILE {
@@ -145,6 +224,8 @@ mod tests {
         let peak = Cpu::new(1).expect("cpu").peak();
         assert!(peak.flops_per_s > 1e8 && peak.flops_per_s < 1e13, "{peak:?}");
         assert!(peak.memory_bytes_per_s > 1e8 && peak.memory_bytes_per_s < 1e12, "{peak:?}");
+        assert!(peak.update_bytes_per_s > 1e8, "{peak:?}");
+        assert!(peak.update_bytes_per_s <= peak.memory_bytes_per_s, "{peak:?}");
         assert!(peak.cache_bytes_per_s > 1e8 && peak.cache_bytes_per_s < 1e13, "{peak:?}");
     }
 }

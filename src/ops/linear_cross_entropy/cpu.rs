@@ -523,7 +523,7 @@ impl Read<'_> {
             start = if own > start { own } else { start };
         }
         let mut bases = NO_BASES;
-        let reading = read(s, z, label, start, &mut [], &mut bases);
+        let reading = read(s, z, label, start, false, &mut [], &mut bases);
         if reading.max > max && rest > 0.0 {
             rest *= exp(s, max - reading.max);
         }

@@ -34,7 +34,7 @@ impl Kernel for LogSoftmax<'_> {
             // what is small beside it. A row that holds NaN has none, and its sum is NaN.
             let top = first_largest(s, x).unwrap_or(usize::MAX);
             let start = x.get(top).copied().unwrap_or(f32::NAN);
-            let row = read(s, x, top, start, &mut [], &mut bases);
+            let row = read(s, x, top, start, false, &mut [], &mut bases);
             let max = s.splat(start);
             let log = math::log_1p(s, s.splat(row.sum));
             map1(

@@ -35,7 +35,7 @@ impl Kernel for Softmax<'_> {
             // The row and what follows, which later rows overwrite.
             let y = &mut y[r * columns..];
             let kept = if buffered { &mut buffer[..] } else { &mut y[..columns] };
-            let row = read(s, x, usize::MAX, f32::NEG_INFINITY, kept, &mut bases);
+            let row = read(s, x, usize::MAX, f32::NEG_INFINITY, false, kept, &mut bases);
             let kept = buffered.then_some(&buffer[..]);
             let bases = (!buffered).then_some((&bases, row.max));
             scale(

@@ -7,7 +7,7 @@
 //! Gimelshein (arXiv:1805.02867), once a block instead of once an element. The exponentials are kept,
 //! so that each is computed once; [`scale`] brings them to the final maximum.
 
-use crate::device::cpu::simd::{Simd, fold1, math, max};
+use crate::device::cpu::simd::{Simd, dot, fold1, math, max};
 
 /// Elements of a block: 8 KB, and as much for its exponentials, in an L1 cache of 32 KB.
 const BLOCK: usize = 2048;
@@ -33,6 +33,8 @@ pub(crate) struct Reading {
     pub(crate) sum: f32,
     /// The largest value of the elements but `skip`.
     pub(crate) other: f32,
+    /// Sum of the squares of all elements, if asked for.
+    pub(crate) squares: f64,
 }
 
 /// Elements of each block of a row: whole vectors, so that no vector is of two blocks.
@@ -59,11 +61,12 @@ pub(crate) fn read<S: Simd>(
     x: &[f32],
     skip: usize,
     start: f32,
+    squares: bool,
     exponentials: &mut [f32],
     bases: &mut Bases,
 ) -> Reading {
     let size = block_elements::<S>(x.len());
-    let mut row = Reading { max: start, sum: 0.0, other: f32::NEG_INFINITY };
+    let mut row = Reading { max: start, sum: 0.0, other: f32::NEG_INFINITY, squares: 0.0 };
     for (number, base) in bases.iter_mut().enumerate() {
         let at = number * size;
         if at >= x.len() {
@@ -75,6 +78,9 @@ pub(crate) fn read<S: Simd>(
         let skips = skip < block.len();
         let top = if skips { max_but(s, block, skip) } else { max_all(s, block) };
         row.other = if top > row.other { top } else { row.other };
+        if squares {
+            row.squares += f64::from(dot(s, block, block));
+        }
         if top > row.max || row.max.is_nan() {
             if row.sum > 0.0 {
                 row.sum *= exp(s, row.max - top);
@@ -117,6 +123,22 @@ pub(crate) fn scale<S: Simd>(
             _ => factor,
         };
         let (factor, end) = (s.splat(factor), columns.min(i + size));
+        let whole = i + (end - i) / S::LANES * S::LANES;
+        match exponentials {
+            Some(exponentials) => {
+                let pairs = exponentials[i..whole].chunks_exact(S::LANES);
+                for (e, out) in pairs.zip(out[i..whole].chunks_exact_mut(S::LANES)) {
+                    s.store_slice(out, f(s, i, s.mul(s.load_slice(e), factor)));
+                    i += S::LANES;
+                }
+            }
+            None => {
+                for out in out[i..whole].chunks_exact_mut(S::LANES) {
+                    s.store_slice(out, f(s, i, s.mul(s.load_slice(out), factor)));
+                    i += S::LANES;
+                }
+            }
+        }
         while i < end {
             let e = match exponentials {
                 Some(exponentials) => s.load_slice(&exponentials[i..]),
@@ -129,7 +151,8 @@ pub(crate) fn scale<S: Simd>(
     }
 }
 
-/// Sum of `exp(x - base)`, without element `skip` if `SKIP`.
+/// Sum of `exp(x - base)`, without element `skip` if `SKIP`. Meanwhile what lies a block further on
+/// comes from memory: the exponentials take about as long as that.
 #[inline(always)]
 fn exponentials_of<S: Simd, const SKIP: bool>(
     s: S,
@@ -141,36 +164,52 @@ fn exponentials_of<S: Simd, const SKIP: bool>(
     let base = s.splat(base);
     // Several sums, because the error of one grows with its number of terms.
     let mut sums = [s.zero(); CHAINS];
-    let mut i = 0;
-    while i + CHAINS * S::LANES <= x.len() {
-        for (chain, sum) in sums.iter_mut().enumerate() {
-            let e = exponential::<S, SKIP>(s, x, base, skip, kept, i + chain * S::LANES);
-            *sum = s.add(*sum, e);
+    let whole = x.len() / (CHAINS * S::LANES) * (CHAINS * S::LANES);
+    let groups = x[..whole].chunks_exact(CHAINS * S::LANES).enumerate();
+    if kept.is_empty() {
+        for (group, x) in groups {
+            for (chain, sum) in sums.iter_mut().enumerate() {
+                let i = chain * S::LANES;
+                let x = &x[i..i + S::LANES];
+                let e = exponential(s, x, base);
+                *sum = s.add(*sum, without::<S, SKIP>(s, e, skip, group * CHAINS * S::LANES + i));
+            }
         }
-        i += CHAINS * S::LANES;
+    } else {
+        // Slices of one length, so that the loop needs no checks.
+        let kept = kept[..whole].chunks_exact_mut(CHAINS * S::LANES);
+        for ((group, x), kept) in groups.zip(kept) {
+            for (chain, sum) in sums.iter_mut().enumerate() {
+                let i = chain * S::LANES;
+                let (x, kept) = (&x[i..i + S::LANES], &mut kept[i..i + S::LANES]);
+                let e = exponential(s, x, base);
+                s.store_slice(kept, e);
+                *sum = s.add(*sum, without::<S, SKIP>(s, e, skip, group * CHAINS * S::LANES + i));
+            }
+        }
     }
+    let mut i = whole;
     while i < x.len() {
-        sums[0] = s.add(sums[0], exponential::<S, SKIP>(s, x, base, skip, kept, i));
+        let e = exponential(s, &x[i..], base);
+        if !kept.is_empty() {
+            s.store_slice(&mut kept[i..], e);
+        }
+        sums[0] = s.add(sums[0], without::<S, SKIP>(s, e, skip, i));
         i += S::LANES;
     }
     s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
 }
 
-/// The vector of exponentials that begins at element `i`: kept whole, given back without `skip`.
+/// The first vector's `exp(x - base)`, 0 past the end.
 #[inline(always)]
-fn exponential<S: Simd, const SKIP: bool>(
-    s: S,
-    x: &[f32],
-    base: S::F32,
-    skip: usize,
-    kept: &mut [f32],
-    i: usize,
-) -> S::F32 {
-    let v = s.load_slice_or(&x[i..], f32::NEG_INFINITY);
-    let e = math::exp(s, s.sub(v, base));
-    if !kept.is_empty() {
-        s.store_slice(&mut kept[i..], e);
-    }
+fn exponential<S: Simd>(s: S, x: &[f32], base: S::F32) -> S::F32 {
+    s.prefetch(x.as_ptr().wrapping_add(BLOCK));
+    math::exp(s, s.sub(s.load_slice_or(x, f32::NEG_INFINITY), base))
+}
+
+/// `e` as the vector that begins at element `i`, without element `skip` if `SKIP`.
+#[inline(always)]
+fn without<S: Simd, const SKIP: bool>(s: S, e: S::F32, skip: usize, i: usize) -> S::F32 {
     if SKIP { s.select(lane(s, skip, i), s.zero(), e) } else { e }
 }
 

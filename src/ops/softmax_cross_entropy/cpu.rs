@@ -141,7 +141,7 @@ struct Rows<'a> {
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Group {
     /// The right class; past the end where there is none.
-    label: [usize; LANES],
+    label: [u32; LANES],
     /// Its logit; NaN where there is none, which spreads to all results of the row.
     pub(in crate::ops) own: [f32; LANES],
     /// `m`.
@@ -156,6 +156,8 @@ pub(in crate::ops) struct Group {
     pub(in crate::ops) target: [f32; LANES],
     /// Sum of `t` over the other classes.
     pub(in crate::ops) others: [f32; LANES],
+    /// Sum of the squares of the logits, where the group is one long row and statistics are wanted.
+    squares: f64,
 }
 
 /// The ends of the rows of a group.
@@ -194,7 +196,8 @@ impl Kernel for Rows<'_> {
                     () => &mut self.dlogits[first * classes..][..classes],
                 };
                 let z = &self.logits[(first + r) * classes..][..classes];
-                group.read(s, r, first + r, z, self.targets, exponentials, &mut bases);
+                let squares = self.problem.statistics && !buffered;
+                group.read(s, r, first + r, z, self.targets, squares, exponentials, &mut bases);
             }
             let ends = group.finish(s, &self.problem, self.targets);
             if self.problem.dlogits {
@@ -203,7 +206,7 @@ impl Kernel for Rows<'_> {
                     let bases = (!buffered).then_some((&bases, group.max[r]));
                     self.gradient(s, first + r, kept, bases, &ends, r);
                     if let Some(own) = self.dlogits[(first + r) * classes..][..classes]
-                        .get_mut(group.label[r])
+                        .get_mut(group.label[r] as usize)
                     {
                         *own = ends.own[r];
                     }
@@ -213,7 +216,11 @@ impl Kernel for Rows<'_> {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
             let z = &self.logits[first * classes..][..rows * classes];
-            total = total.and(&group.sums_of(s, &self.problem, &ends, rows, z));
+            let mut sums = group.sums_of(s, &self.problem, &ends, rows, z);
+            if self.problem.statistics {
+                sums.squares = if buffered { f64::from(dot(s, z, z)) } else { group.squares };
+            }
+            total = total.and(&sums);
             first += rows;
         }
         total
@@ -260,7 +267,7 @@ impl Group {
     pub(in crate::ops) fn new() -> Group {
         let zeros = [0.0; LANES];
         Group {
-            label: [usize::MAX; LANES],
+            label: [u32::MAX; LANES],
             own: zeros,
             max: zeros,
             other: zeros,
@@ -268,6 +275,7 @@ impl Group {
             below: zeros,
             target: [1.0; LANES],
             others: zeros,
+            squares: 0.0,
         }
     }
 
@@ -281,6 +289,7 @@ impl Group {
         row: usize,
         z: &[f32],
         targets: Target<'_>,
+        squares: bool,
         exponentials: &mut [f32],
         bases: &mut Bases,
     ) {
@@ -291,8 +300,10 @@ impl Group {
             }
         };
         let own = z.get(label).copied().unwrap_or(f32::NAN);
-        let reading = read(s, z, label, own, exponentials, bases);
-        (self.label[r], self.own[r]) = (label, own);
+        let reading = read(s, z, label, own, squares, exponentials, bases);
+        self.squares = reading.squares;
+        // Past the end is past the end: no row has that many classes.
+        (self.label[r], self.own[r]) = (u32::try_from(label).unwrap_or(u32::MAX), own);
         (self.max[r], self.other[r], self.rest[r]) = (reading.max, reading.other, reading.sum);
         match targets {
             Target::Labels { smoothing: 0.0, .. } => {}
@@ -367,7 +378,7 @@ impl Group {
         ends
     }
 
-    /// Sums over the group's rows, whose logits are `z`.
+    /// Sums over the group's rows, whose logits are `z`, without their squares.
     #[inline(always)]
     fn sums_of<S: Simd>(
         &self,
@@ -377,14 +388,10 @@ impl Group {
         rows: usize,
         z: &[f32],
     ) -> Sums {
-        let mut sums = self.sums(s, problem, ends, rows, |r| {
-            let before = &z[r * problem.classes..][..self.label[r]];
+        self.sums(s, problem, ends, rows, |r| {
+            let before = &z[r * problem.classes..][..self.label[r] as usize];
             before.contains(&self.own[r])
-        });
-        if problem.statistics {
-            sums.squares = f64::from(dot(s, z, z));
-        }
-        sums
+        })
     }
 
     /// Sums over the group's rows but for the squares. `ties`: whether a class before the label of

@@ -90,6 +90,7 @@ impl Simd for Avx2 {
 
     intrinsics! {
         splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+        prefetch(p: *const f32) -> () = _mm_prefetch::<_MM_HINT_T0>(p.cast());
         add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
         sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
         mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);

@@ -92,6 +92,7 @@ impl Simd for Avx512 {
 
     intrinsics! {
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        prefetch(p: *const f32) -> () = _mm_prefetch::<_MM_HINT_T0>(p.cast());
         add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
         mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);

@@ -32,9 +32,14 @@ fn exp_parts<S: Simd>(s: S, high: S::F32, low: S::F32) -> (S::F32, S::F32) {
     let n = s.round_even(s.mul(s.add(high, low), s.splat(std::f32::consts::LOG2_E)));
     let r = s.neg_mul_add(n, s.splat(LN2_HIGH), high);
     let r = s.add(s.neg_mul_add(n, s.splat(LN2_LOW), r), low);
-    // exp(r) = 1 + r + r^2 P(r)
+    (exp_reduced(s, r), n)
+}
+
+/// `e^r` for `r` within half of ln 2 around 0: `1 + r + r^2 P(r)`.
+#[inline(always)]
+fn exp_reduced<S: Simd>(s: S, r: S::F32) -> S::F32 {
     let p = polynomial(s, r, &[0.5, 0.166_665_18, 0.041_666_433, 0.008_368_968, 0.001_393_784_7]);
-    (s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0)), n)
+    s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0))
 }
 
 /// `x` within `low..=high`; NaN stays NaN.
@@ -48,8 +53,12 @@ fn clamp<S: Simd>(s: S, x: S::F32, low: f32, high: f32) -> S::F32 {
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
     // 89 overflows and -104 vanishes by itself, so beyond them nothing changes.
-    let (p, n) = exp_parts(s, clamp(s, x, -104.0, 89.0), s.zero());
-    s.scale_pow2(p, n)
+    let x = clamp(s, x, -104.0, 89.0);
+    // As `exp_parts`, without the additions of a low part.
+    let n = s.round_even(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+    let r = s.neg_mul_add(n, s.splat(LN2_HIGH), x);
+    let r = s.neg_mul_add(n, s.splat(LN2_LOW), r);
+    s.scale_pow2(exp_reduced(s, r), n)
 }
 
 /// `e^x - 1`, without cancellation near 0. Error: 1.6 ulp.

@@ -148,6 +148,12 @@ pub trait Simd: Copy + Send + Sync + 'static + sealed::Sealed {
         }
     }
 
+    /// Begins to bring the cache line at `p` from memory; a hint, and any address will do.
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        let _ = p;
+    }
+
     // ---- f32: arithmetic ----
 
     /// `a + b`

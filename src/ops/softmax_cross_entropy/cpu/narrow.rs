@@ -6,7 +6,7 @@
 //! one cost more than that.
 
 use super::{Ends, Group, LANES, Rows, Sums, Target};
-use crate::device::cpu::simd::{Simd, math};
+use crate::device::cpu::simd::{Simd, dot, math};
 
 /// Most classes of a narrow row.
 pub(super) const MOST: usize = 32;
@@ -55,20 +55,19 @@ impl Rows<'_> {
             transpose(z, classes, &mut columns);
             let label = match self.targets {
                 Target::Labels { labels, .. } => {
-                    group.label[..rows]
-                        .iter_mut()
-                        .zip(&labels[first..])
-                        .for_each(|(label, &given)| *label = given as usize);
-                    // What is out of range equals no class. Classes are exact in f32.
-                    let numbers = group.label.map(|label| label.min(MOST) as f32);
-                    s.load_slice(&numbers)
+                    // Classes are exact in f32, and what is out of range equals no class: read as
+                    // signed it is negative, or stays large.
+                    let bits: &[f32] = bytemuck::cast_slice(&labels[first..first + rows]);
+                    let label = s.load_slice(bits);
+                    s.store_slice(bytemuck::cast_slice_mut(&mut group.label), label);
+                    s.to_f32(s.bitcast_i32(label))
                 }
                 Target::Distributions(t) => {
                     transpose(&t[elements.clone()], classes, &mut weights);
                     let label = largest_column(s, &weights[..classes]);
                     let mut numbers = [0.0; LANES];
                     s.store_slice(&mut numbers, label);
-                    group.label = numbers.map(|label| label as usize);
+                    group.label = numbers.map(|label| label as u32);
                     label
                 }
             };
@@ -82,7 +81,11 @@ impl Rows<'_> {
             if !self.losses.is_empty() {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
-            total = total.and(&group.sums_of(s, &self.problem, &ends, rows, z));
+            let mut sums = group.sums_of(s, &self.problem, &ends, rows, z);
+            if self.problem.statistics {
+                sums.squares = f64::from(dot(s, z, z));
+            }
+            total = total.and(&sums);
             first += rows;
         }
         total

@@ -184,6 +184,37 @@ fn exp() {
     );
 }
 
+/// Every f32 from where the result leaves 1 to where it is 0 or infinite: 0.6 billion values.
+#[test]
+#[ignore = "takes a minute"]
+fn exp_of_every_number() {
+    const BLOCK: u32 = 1 << 20;
+    let (small, large) = (2f32.powi(-26).to_bits(), 104f32.to_bits());
+    for isa in Isa::available() {
+        let mut worst = 0.0f64;
+        for sign in [0, 1 << 31] {
+            for first in (small..large).step_by(BLOCK as usize) {
+                let x: Vec<f32> =
+                    (first..first + BLOCK).map(|bits| f32::from_bits(bits | sign)).collect();
+                let mut y = vec![f32::NAN; x.len()];
+                function!(exp)(isa, &x, &mut y);
+                for (&x, &y) in x.iter().zip(&y) {
+                    let expected = f64::from(x).exp();
+                    if expected.abs() as f32 == f32::INFINITY {
+                        assert_eq!(y, f32::INFINITY, "exp({x:e}) on {isa}");
+                        continue;
+                    }
+                    let y = if y == f32::INFINITY { 2f64.powi(128) } else { f64::from(y) };
+                    let error = (y - expected).abs() / ulp(expected);
+                    assert!(error <= 1.1, "exp({x:e}) on {isa}: {y:e}, {error} ulp");
+                    worst = worst.max(error);
+                }
+            }
+        }
+        println!("exp {isa:8} largest error {worst:.4} ulp");
+    }
+}
+
 #[test]
 fn exp_m1() {
     check("exp_m1", function!(exp_m1), f64::exp_m1, ALL, Unit::Ulp, 1.6);

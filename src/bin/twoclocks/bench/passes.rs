@@ -1,0 +1,118 @@
+//! Rows that are bound by memory: passes over tensors, beside a read-modify-write loop.
+
+use super::{CACHE_BYTES, Row, region, repeat, require, sizes};
+use std::sync::Arc;
+use std::time::Duration;
+use twoclocks::device::cpu::{Cpu, Memory};
+use twoclocks::gemm::Precision;
+use twoclocks::ops::layer_norm::LayerNorm;
+use twoclocks::ops::layer_norm_backward::LayerNormBackward;
+use twoclocks::ops::softmax::Softmax;
+use twoclocks::ops::softmax_backward::SoftmaxBackward;
+use twoclocks::ops::{Operation, Recorder, Var};
+use twoclocks::tape::{Recording, Store};
+use twoclocks::{Device, Result, Tape};
+
+/// Most bytes that the loop goes over: far more than a cache holds.
+const MOST_BYTES: usize = 256 << 20;
+
+/// Turns between the work and the loop: the memory of a shared machine is faster in one second
+/// than in the next.
+const TURNS: u32 = 8;
+
+/// Seconds of each repetition of `work`, which moves `bytes`; and bytes read and written a second of
+/// each pass of a read-modify-write loop over as many, if they are more than a cache holds. Both take
+/// turns.
+pub(super) fn beside_updates(
+    cpu: &Cpu,
+    bytes: f64,
+    budget: Duration,
+    mut work: impl FnMut() -> Result<()>,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    if bytes <= CACHE_BYTES {
+        return Ok((repeat(budget, work)?, Vec::new()));
+    }
+    let mut memory = Memory::zeroed((bytes as usize).min(MOST_BYTES));
+    let (mut seconds, mut rates) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        seconds.extend(repeat(budget / TURNS, &mut work)?);
+        let loops = repeat(budget / TURNS / 2, || {
+            cpu.update_seconds(&mut memory);
+            Ok(())
+        })?;
+        rates.extend(loops.iter().map(|seconds| 2.0 * memory.len() as f64 / seconds));
+    }
+    Ok((seconds, rates))
+}
+
+/// Times a recording beside the loop.
+pub(super) fn timed(
+    work: String,
+    batch: usize,
+    cpu: &Cpu,
+    (mut recording, mut store): (Recording, Store),
+    budget: Duration,
+) -> Result<Row> {
+    let cost = recording.cost();
+    let (seconds, updates) =
+        beside_updates(cpu, cost.bytes, budget, || recording.replay(&mut store))?;
+    let (flops, bytes) = (cost.flops, cost.bytes);
+    let (items, precision) = (batch as f64, Precision::F32);
+    Ok(Row { work, items, batch, precision, flops, bytes, seconds, updates })
+}
+
+/// Rows over `[rows, columns]` of one operation and of its gradient.
+#[derive(Clone, Copy)]
+pub(super) enum Pass {
+    LayerNorm,
+    LayerNormBackward,
+    Softmax,
+    SoftmaxBackward,
+}
+
+impl Pass {
+    fn name(self) -> &'static str {
+        match self {
+            Pass::LayerNorm => "layer_norm",
+            Pass::LayerNormBackward => "layer_norm_backward",
+            Pass::Softmax => "softmax",
+            Pass::SoftmaxBackward => "softmax_backward",
+        }
+    }
+
+    pub(super) fn row(
+        self,
+        cpu: &Cpu,
+        device: &Device,
+        size: &str,
+        budget: Duration,
+    ) -> Result<Row> {
+        let [rows, columns] = sizes(size, "ROWSxCOLUMNS")?;
+        require(size, &[[rows, columns]; 3])?;
+        let mut store = Store::new(device);
+        let matrices = [0, 1].map(|_| region(&mut store, rows * columns));
+        let ends = [0, 1].map(|_| region(&mut store, rows));
+        let vectors = [0, 1].map(|_| region(&mut store, columns));
+        let mut tape = Tape::new(&store);
+        let [x, dy] = [("x", matrices[0]), ("dy", matrices[1])]
+            .map(|(name, region)| tape.persistent(name, region, 0, [rows, columns]));
+        let [mean, rstd] = [("mean", ends[0]), ("rstd", ends[1])]
+            .map(|(name, region)| tape.persistent(name, region, 0, [rows]));
+        let [gamma, beta] = [("gamma", vectors[0]), ("beta", vectors[1])]
+            .map(|(name, region)| tape.persistent(name, region, 0, [columns]));
+        let (op, inputs): (Arc<dyn Operation>, Vec<Var>) = match self {
+            Pass::LayerNorm => (Arc::new(LayerNorm { eps: 1e-5 }), vec![x?, gamma?, beta?]),
+            Pass::LayerNormBackward => {
+                (Arc::new(LayerNormBackward), vec![dy?, x?, gamma?, mean?, rstd?])
+            }
+            Pass::Softmax => (Arc::new(Softmax), vec![x?]),
+            Pass::SoftmaxBackward => (Arc::new(SoftmaxBackward), vec![x?, dy?]),
+        };
+        for output in tape.push(op, &inputs)? {
+            tape.output(output)?;
+        }
+        let recording = tape.compile(&store)?;
+        let work = format!("{}_{rows}x{columns}", self.name());
+        timed(work, rows, cpu, (recording, store), budget)
+    }
+}
