@@ -1,15 +1,18 @@
 //! `twoclocks bench`: time, rate, floor and ratio.
 
+use crate::problem::Problem;
 use crate::{Common, output};
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use std::cell::LazyCell;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use twoclocks::data::{Split, synthetic};
+use twoclocks::data::{NormalisationKind, Split, synthetic};
 use twoclocks::device::cpu::{Cpu, Peak};
-use twoclocks::nn::{LayerConfig, Parameters, Sequential};
-use twoclocks::ops;
+use twoclocks::nn::{Forward, Linear, Module, Parameters};
+use twoclocks::ops::{self, Activation, Var};
 use twoclocks::optim::{Optimizer, OptimizerConfig, Segment};
 use twoclocks::runs::Environment;
 use twoclocks::tape::{Recording, Store};
@@ -30,6 +33,10 @@ pub struct BenchArgs {
     /// Nets of `bench step`: mlp64, mlp, mlp2048.
     #[arg(long, value_name = "NET", num_args = 1..)]
     work: Vec<String>,
+    /// Batches and starting weights of the one net of `bench step`, in a safetensors file; biases
+    /// decay too, as with the peers.
+    #[arg(long, value_name = "FILE")]
+    problem: Option<PathBuf>,
     /// Element type of the arithmetic: auto or f32.
     #[arg(long, default_value = "auto")]
     precision: String,
@@ -61,9 +68,23 @@ struct Row {
     flops: f64,
     bytes: f64,
     seconds: Vec<f64>,
+    start: Option<Start>,
 }
 
-pub fn run(args: BenchArgs) -> Result<ExitCode> {
+/// How a net began to train.
+struct Start {
+    /// From the start of the process to the end of the first step.
+    first_step: Duration,
+    /// Mean loss of the last pass over the batches in the first [`CHECKED_STEPS`] steps of a
+    /// problem.
+    loss: Option<f64>,
+}
+
+/// Steps of a problem after which all programs must have the same loss.
+const CHECKED_STEPS: u64 = 200;
+
+/// `began`: the start of the process.
+pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
     let budget = output::budget(args.seconds)?;
     match args.precision.as_str() {
         "auto" | "f32" => {}
@@ -79,7 +100,11 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     }
     let cpu = Arc::new(Cpu::new(args.common.threads.unwrap_or(0))?);
     let device = Device::Cpu(Arc::clone(&cpu));
-    let peak = cpu.peak();
+    if args.problem.is_some() && (args.what != Some(What::Step) || args.work.len() != 1) {
+        return Err(Error::config("--problem", "is of one net: bench step --work NET"));
+    }
+    // Measured when it is first read: not before the first step.
+    let peak = LazyCell::new(|| cpu.peak());
     let sizes = |defaults: &[&str]| -> Vec<String> {
         match args.sizes.is_empty() {
             true => defaults.iter().map(|&size| size.to_owned()).collect(),
@@ -127,7 +152,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             false => args.work.clone(),
         };
         for net in nets {
-            print(step(&device, &net, budget)?);
+            print(step(&device, &net, budget, args.problem.as_deref(), began)?);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -139,7 +164,7 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
     let median = output::quantile(&sorted, 0.5);
     let floor = peak.floor_seconds(row.flops, row.bytes, CACHE_BYTES);
     if json {
-        output::line(&json!({
+        let mut line = json!({
             "event": "bench",
             "work": row.work,
             "device": "cpu",
@@ -156,7 +181,14 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "bytes": row.bytes,
             "floor_ms": floor * 1e3,
             "ratio_to_floor": median / floor,
-        }));
+        });
+        if let Some(start) = &row.start {
+            line["first_step_ms"] = json!(start.first_step.as_secs_f64() * 1e3);
+            if let Some(loss) = start.loss {
+                line["loss_200"] = json!(loss);
+            }
+        }
+        output::line(&line);
         return;
     }
     output::say!(
@@ -239,6 +271,7 @@ fn gemm(device: &Device, size: &str, budget: Duration) -> Result<Row> {
         flops: cost.flops,
         bytes: cost.bytes,
         seconds: timed(recording, store, budget)?,
+        start: None,
     })
 }
 
@@ -265,6 +298,7 @@ fn cross_entropy(device: &Device, size: &str, budget: Duration) -> Result<Row> {
         flops: cost.flops,
         bytes: cost.bytes,
         seconds: timed(recording, store, budget)?,
+        start: None,
     })
 }
 
@@ -305,6 +339,7 @@ fn adamw(device: &Device, size: &str, budget: Duration) -> Result<Row> {
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
+        start: None,
     })
 }
 
@@ -320,43 +355,74 @@ fn widths(net: &str) -> Result<&'static [usize]> {
     })
 }
 
-fn step(device: &Device, net: &str, budget: Duration) -> Result<Row> {
+/// Linear layers one after another.
+struct Net(Vec<Linear>);
+
+impl Module for Net {
+    fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
+        self.0.iter().try_fold(x, |x, layer| layer.forward(pass, x))
+    }
+}
+
+fn step(
+    device: &Device,
+    net: &str,
+    budget: Duration,
+    problem: Option<&Path>,
+    began: Instant,
+) -> Result<Row> {
     const BATCH: usize = 128;
     const BATCHES: usize = 16;
     let widths = widths(net)?;
-    let layers: Vec<LayerConfig> = widths[1..]
-        .iter()
-        .enumerate()
-        .map(|(number, &outputs)| LayerConfig::Linear {
-            name: None,
-            inputs: None,
-            outputs,
-            activation: match number + 2 == widths.len() {
-                true => twoclocks::nn::ActivationName::None,
-                false => twoclocks::nn::ActivationName::Relu,
-            },
-            bias: true,
-            initial: None,
-        })
-        .collect();
+    let problem = problem.map(|path| Problem::read(path, widths, BATCH)).transpose()?;
     let mut parameters = Parameters::new();
-    let model = Sequential::new(&layers, &widths[..1], &mut parameters)?;
+    let mut layers = Vec::new();
+    for (number, pair) in widths.windows(2).enumerate() {
+        let last = number + 2 == widths.len();
+        let activation = if last { Activation::None } else { Activation::Relu };
+        let name = format!("linear{number}");
+        let layer = Linear::new(&mut parameters, &name, pair[0], pair[1], activation)?;
+        // Optimizers of the peers know one decay for all parameters.
+        if let (Some(bias), true) = (layer.bias(), problem.is_some()) {
+            parameters.info_mut(bias).decay_factor = 1.0;
+        }
+        layers.push(layer);
+    }
     let classes = widths[widths.len() - 1];
-    let data = Split {
-        train: synthetic(BATCH * BATCHES, widths[0], classes, 1),
-        test: synthetic(BATCH, widths[0], classes, 2),
+    let mut options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
+    let (mut batches, test) = (BATCHES, synthetic(BATCH, widths[0], classes, 2));
+    let train = match &problem {
+        Some(problem) => {
+            options.normalise = NormalisationKind::None;
+            batches = problem.batches;
+            problem.dataset(classes, options.seed)?
+        }
+        None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
     };
-    let options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
-    let mut trainer = Trainer::new(device, Box::new(model), parameters, &data, options)?;
+    let data = Split { train, test };
+    let mut trainer = Trainer::new(device, Box::new(Net(layers)), parameters, &data, options)?;
+    if let Some(problem) = &problem {
+        problem.start(&mut trainer)?;
+    }
     trainer.start_epoch(0)?;
     let mut number = 0;
-    let seconds = repeat(budget, || {
-        let offset = number as usize % BATCHES * BATCH;
+    let mut next = || {
+        let offset = number as usize % batches * BATCH;
         number += 1;
         let loss = trainer.step(number, offset, 1e-3)?;
         assert!(loss.is_finite(), "the benchmark's net diverged");
-        Ok(())
-    })?;
+        Ok(loss)
+    };
+    let mut losses = vec![next()?];
+    let first_step = began.elapsed();
+    if problem.is_some() {
+        for _ in 1..CHECKED_STEPS {
+            losses.push(next()?);
+        }
+    }
+    let pass = losses.iter().rev().take(batches);
+    let loss = problem.is_some().then(|| pass.sum::<f64>() / batches as f64);
+    let seconds = repeat(budget, || next().map(drop))?;
     let (recording, _) = trainer.step_recording()?;
     let cost = recording.cost();
     Ok(Row {
@@ -366,6 +432,7 @@ fn step(device: &Device, net: &str, budget: Duration) -> Result<Row> {
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
+        start: Some(Start { first_step, loss }),
     })
 }
 
