@@ -21,6 +21,8 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 
 import environment
 from environment import PEERS, TARGET, say
@@ -230,20 +232,119 @@ def step_tables(result):
         say(f"not quiet: rounds of {len(loud)} sides differ by more than {QUIET_SPREAD:.0%}: no claim")
 
 
-# --- MNIST and kernels
+# --- MNIST
 
 
-def sibling(script, options, words):
+def mnist(options):
+    """Seeds 0, 1, ... of ours and of each recipe of PyTorch's, in turn."""
     python = environment.pythons(["pytorch"], options.pythons, options.pip_arguments)["pytorch"]
-    return [python, PEERS / script, *words]
+    common = ["--data", options.data, "--threads", options.threads]
+    failures, runs = [], {("twoclocks", p): [] for p in options.ours_precisions}
+    runs |= {("pytorch", recipe): [] for recipe in options.recipes}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(options.rounds):
+            for side in runs:
+                if side[0] == "twoclocks":
+                    command = [options.ours, "train", "mnist", "--target-acc", "0.98", "--json", "--quiet", "--out", folder]
+                    command += ["--precision", side[1]]
+                else:
+                    command = [python, PEERS / "mnist.py", "--recipe", side[1]]
+                began = time.perf_counter()
+                rows = rows_of([*command, *common, "--seed", seed], options.limit)
+                process = time.perf_counter() - began
+                done = [row for row in rows if row.get("event") == "done"] if not isinstance(rows, str) else []
+                name = f"{' '.join(side)} seed {seed}"
+                if len(done) != 1:
+                    failures.append(f"{name}: {rows if isinstance(rows, str) else 'no result'}")
+                    continue
+                row = {"seed": seed, "training": done[0]["seconds_training"], "process": process}
+                runs[side].append(row | {"test_acc": done[0]["test_acc"], "epochs": done[0]["epochs"]})
+                say(f"{name}: {row['training']:.3f} s of training, {process:.3f} of process, {done[0]['test_acc']:.2%}")
+    result = {"event": "compare", "what": "mnist", "machine": machine(), "threads": options.threads, "rows": []}
+    for side, rows in runs.items():
+        # A recipe counts when its median seed reaches the target: then so do three seeds of five.
+        median = {key: statistics.median(row[key] for row in rows) for key in ("training", "process", "test_acc")} if rows else None
+        missed = sum(row["test_acc"] < 0.98 for row in rows)
+        result["rows"].append({"side": side, "median": median, "missed": missed, "seeds": rows})
+    found = [row for row in result["rows"] if row["median"]]
+    cells = [
+        [*row["side"], f"{row['median']['training']:.3f}", f"{row['median']['process']:.3f}"]
+        + [f"{row['median']['test_acc']:.2%}", f"{row['missed']} of {len(row['seeds'])}"]
+        for row in found
+    ]
+    table(["side", "recipe", "training s", "process s", "accuracy", "missed 98 %"], cells)
+    counted = [row for row in found if row["median"]["test_acc"] >= 0.98]
+    for key in ("training", "process"):
+        best = {}
+        for name in ("twoclocks", "pytorch"):
+            rows = [row for row in counted if row["side"][0] == name]
+            best[name] = min(rows, key=lambda row: row["median"][key]) if rows else None
+        if None in best.values():
+            failures.append(f"no ratio of {key}: one side did not reach 98 %")
+            continue
+        value = best["pytorch"]["median"][key] / best["twoclocks"]["median"][key]
+        sides = [best[name]["side"] for name in best]
+        result[key] = {"ratio": value, "ours": sides[0], "peer": sides[1]}
+        say(f"{key}: {' '.join(sides[1])} takes {value:.1f} times as long as {' '.join(sides[0])}")
+    return result | {"failures": failures}
+
+
+# --- kernels
+
+
+def kernels(options):
+    """Rows of PyTorch's kernels beside those of `twoclocks bench` that have the same name and precision."""
+    import kernels as peer
+
+    python = environment.pythons(["pytorch"], options.pythons, options.pip_arguments)["pytorch"]
+    common = ["--threads", options.threads, "--seconds", options.seconds]
+    bench = [options.ours, "bench"]
+    ours = [[*bench, "gemm", *peer.GEMM, "--precision", p] for p in ("f32", "bf16")]
+    ours += [[*bench, "ce", *peer.CE], [*bench, "adamw", *peer.ADAMW]]
+    failures, figures = [], {}
+    for number in range(options.rounds):
+        for command in [*([*words, "--json"] for words in ours), [python, PEERS / "kernels.py"]]:
+            rows = rows_of([*command, *common], options.limit * 3)
+            if isinstance(rows, str):
+                name = " ".join(map(str, command[1:3]))
+                say(f"{name} {command[-2] if 'bf16' in command else ''}: {rows}")
+                if "bf16" not in command:
+                    failures.append(f"{name}: {rows}")
+                continue
+            for row in rows:
+                key = (row["work"], row["precision"])
+                side = (row.get("peer", "twoclocks"), row.get("mode", ""))
+                figures.setdefault(key, {}).setdefault(side, []).append(row["median_ms"])
+        say(f"round {number + 1} of {options.rounds}")
+    rows, cells = [], []
+    for (work, precision), sides in figures.items():
+        mine = sides.get(("twoclocks", ""))
+        peers = {side: times for side, times in sides.items() if side[0] != "twoclocks"}
+        best = min(peers, key=lambda side: statistics.median(peers[side])) if peers else None
+        row = {"work": work, "precision": precision, "sides": [[*side, times] for side, times in sides.items()]}
+        mine_text = f"{statistics.median(mine):.4g}" if mine else "not there"
+        peer_text = f"{statistics.median(peers[best]):.4g} {best[1]}" if best else "not there"
+        text = ""
+        if mine and best and len(mine) == len(peers[best]):
+            row |= ratio(peers[best], mine)
+            text = ratio_text(row)
+        rows.append(row)
+        cells.append([work, precision, mine_text, peer_text, text])
+    table(["work", "precision", "ours ms", "PyTorch ms", "PyTorch / ours"], cells)
+    result = {"event": "compare", "what": "kernels", "machine": machine(), "threads": options.threads}
+    return result | {"rounds": options.rounds, "seconds": options.seconds, "rows": rows, "failures": failures}
 
 
 def main():
     parser = argparse.ArgumentParser(description="Time twoclocks and its peers in turn.")
-    parser.add_argument("what", nargs="?", choices=["steps"], default="steps")
+    parser.add_argument("what", nargs="?", choices=["steps", "mnist", "kernels"], default="steps")
     parser.add_argument("--work", nargs="+", choices=NETS, default=NETS, help="nets of `steps`")
     parser.add_argument("--peers", nargs="+", choices=STEP_PEERS, default=STEP_PEERS, help="peers of `steps`")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=pathlib.Path, help="of `mnist`: the folder of the four IDX files")
+    recipes = ["plain", "tuned", "ours"]
+    parser.add_argument("--recipes", nargs="+", default=recipes, choices=recipes, help="PyTorch's for `mnist`")
+    parser.add_argument("--ours-precisions", nargs="+", default=["auto"], choices=["auto", "f32", "bf16"], help="ours for `mnist`")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side; seeds of `mnist`")
     parser.add_argument("--seconds", type=float, default=3.0, help="timed seconds of each run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=180.0, help="seconds after which a run is given up")
@@ -261,6 +362,8 @@ def main():
     options = parser.parse_args()
     if options.rounds < 1 or options.threads < 1 or not options.seconds > 0:
         parser.error("--rounds, --threads and --seconds must be positive")
+    if options.what == "mnist" and options.data is None:
+        parser.error("mnist needs --data")
     options.pythons = {}
     for word in options.python:
         peer, separator, path = word.rpartition("=")
@@ -269,7 +372,7 @@ def main():
         options.pythons[peer] = path
     TARGET.mkdir(parents=True, exist_ok=True)
     options.ours = environment.ours(options.ours, options.build)
-    result = {"steps": steps}[options.what](options)
+    result = {"steps": steps, "mnist": mnist, "kernels": kernels}[options.what](options)
     text = json.dumps(result, indent=1)
     if options.output:
         options.output.write_text(text + "\n")
