@@ -16,8 +16,8 @@ import datetime
 import json
 import os
 import pathlib
-import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,17 +39,24 @@ QUIET_SPREAD = 0.3
 def rows_of(command, limit):
     """Runs `command`: the JSON objects that it prints, or a sentence that says why there are none."""
     command = [str(word) for word in command]
-    # OpenMP's threads must not outlive a run by a crash of ours: a run that takes too long is ended.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=limit)
+        # A session of its own, to end PyTorch's compiling processes too when time is up.
+        run = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     except OSError as error:
         return f"{command[0]}: {error}"
-    except subprocess.TimeoutExpired:
-        return f"not done after {limit:.0f} s"
-    if done.returncode != 0:
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        return f"status {done.returncode}: {' '.join(last)[-300:]}"
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    try:
+        output, errors = run.communicate(timeout=limit)
+    except BaseException as error:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return f"not done after {limit:.0f} s"
+        raise
+    if run.returncode != 0:
+        last = [line for line in errors.splitlines() if line.strip()][-1:]
+        return f"status {run.returncode}: {' '.join(last)[-300:]}"
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
 def spread(values):
@@ -89,7 +96,7 @@ def ratio_text(value):
 
 def step_sides(options):
     """(peer, mode, precision) -> command without --work, --problem, --threads, --seconds."""
-    pythons = environment.pythons(options.peers, options.pythons, options.pip_arguments)
+    pythons = environment.pythons([*options.peers, "problem"], options.pythons, options.pip_arguments)
     sides = {("twoclocks", "step", p): [options.ours, "bench", "step", "--json", "--precision", p] for p in ("f32", "bf16")}
     scripts = {"pytorch": ("pytorch.py", ["eager", "compile", "whole"], ["f32", "bf16"])}
     scripts["jax"] = ("jax_step.py", ["jitted", "scanned"], ["f32", "bf16"])
@@ -107,7 +114,7 @@ def step_sides(options):
             modes.append("avx512")
         for mode in modes:
             sides[peer, mode, "f32"] = [environment.rust_peer(peer, mode, options.build)]
-    return sides, environment.problems(next(iter(pythons.values()), options.pythons.get("", sys.executable)), options.work)
+    return sides, environment.problems(pythons["problem"], options.work)
 
 
 def step_row(command, side, work, problem, options):

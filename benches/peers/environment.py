@@ -15,8 +15,9 @@ PEERS = pathlib.Path(__file__).resolve().parent
 ROOT = PEERS.parent.parent
 TARGET = ROOT / "target" / "peers"
 
-# The packages of each Python peer, besides numpy and safetensors.
+# The packages of each Python peer and of problem.py, besides numpy and safetensors.
 PACKAGES = {
+    "problem": {},
     "pytorch": {"torch": "2.15.0"},
     "jax": {"jax": "0.10.2"},
     "tinygrad": {"tinygrad": "0.14.0"},

@@ -27,9 +27,7 @@ def main():
         raise SystemExit("only f32 is measured")
     inputs, labels, layers = harness.load(OPTIONS.problem)
     layers = [(Tensor(weight).realize(), Tensor(bias).realize()) for weight, bias in layers]
-    parameters = [p.is_param_(True) if hasattr(p, "is_param_") else p for pair in layers for p in pair]
-    for p in parameters:
-        p.requires_grad = True
+    parameters = [p.is_param_(True) for pair in layers for p in pair]
     optimizer = AdamW(parameters, lr=LR, b1=BETA1, b2=BETA2, eps=EPS, weight_decay=DECAY)
     batches = [(Tensor(x).realize(), Tensor(y.astype("int32")).realize()) for x, y in zip(inputs, labels)]
 

@@ -102,3 +102,51 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
 fn f32s(bytes: &[u8]) -> Vec<f32> {
     words(bytes).map(f32::from_bits).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 3 batches of 2 rows of 2 values, the net 2-2.
+    fn file(name: &str, labels: &[usize]) -> std::path::PathBuf {
+        let bytes =
+            |len: usize| -> Vec<u8> { (0..len).flat_map(|i| (i as f32).to_le_bytes()).collect() };
+        let rows: Vec<u8> = (0..6u32).flat_map(|row| (row % 2).to_le_bytes()).collect();
+        let (inputs, weight, bias) = (bytes(12), bytes(4), bytes(2));
+        let tensors = [
+            ("inputs", Dtype::F32, vec![3, 2, 2], &inputs),
+            ("labels", Dtype::U32, labels.to_vec(), &rows),
+            ("weight0", Dtype::F32, vec![2, 2], &weight),
+            ("bias0", Dtype::F32, vec![2], &bias),
+        ]
+        .map(|(name, dtype, shape, data)| (name, TensorView::new(dtype, shape, data).unwrap()));
+        let path = std::env::temp_dir().join(format!("twoclocks-{}-{name}", std::process::id()));
+        std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_epoch_visits_the_rows_of_the_file_in_turn() {
+        let path = file("problem", &[3, 2]);
+        let problem = Problem::read(&path, &[2, 2], 2).unwrap();
+        let other = Problem::read(&path, &[2, 3], 2).err().unwrap().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert!(other.contains("'weight0' is F32 [2, 2], not F32 [2, 3]"), "{other}");
+        assert_eq!((problem.batches, problem.parameters.len()), (3, 2));
+        let data = problem.dataset(2, 7).unwrap();
+        for (place, row) in order(7, 0, 6).into_iter().enumerate() {
+            let mut values = [0.0; 2];
+            data.rows_f32(row as usize..row as usize + 1, &mut values);
+            assert_eq!(values, [2.0 * place as f32, 2.0 * place as f32 + 1.0]);
+            assert_eq!(data.labels()[row as usize] as usize, place % 2);
+        }
+    }
+
+    #[test]
+    fn labels_of_another_shape_are_refused() {
+        let path = file("labels", &[6]);
+        let error = Problem::read(&path, &[2, 2], 2).err().unwrap().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert!(error.contains("'labels' is U32 [6], not U32 [3, 2]"), "{error}");
+    }
+}
