@@ -1,44 +1,62 @@
-"""twoclocks and PyTorch in turn (A B A B ...) on one machine: medians, ratios and their spread.
+"""twoclocks and its peers in turn (A B A B ...) on one machine: whole training steps, MNIST to 98 %, single kernels.
 
-    cargo build --release
-    python benches/peers/compare.py --ours target/release/twoclocks --work mlp64 mlp mlp2048 --mode eager whole
+    python3 benches/peers/compare.py                 # steps: every net, every peer
+    python3 benches/peers/compare.py steps --work mlp --peers pytorch jax --rounds 7 --output steps.json
+    python3 benches/peers/compare.py mnist --data FOLDER
+    python3 benches/peers/compare.py kernels --threads 1
 
-A is `OURS bench step --work W --threads T --seconds S --json [OURS_ARGS]`, B is pytorch.py beside this program, each in a
-process of its own. The table goes to standard error; with --json, one object per (net, mode) goes to standard output.
-The ratio is PyTorch's median over ours within one round (above 1: ours is faster); the table gives the median of the rounds'
-ratios and their range. Machines drift, so only these ratios are claims; the milliseconds are not.
+Makes what it needs first (environment.py). The table goes to standard error, one JSON object to standard output or --output.
+Each run is a process of its own; a round is one run of every side. A side's figure is the median over the rounds of its
+medians; a ratio is the best peer's figure over ours (above 1: ours is faster), its range that of the ratios of single rounds.
+Machines drift: ratios of one run are claims, milliseconds are not.
 """
 
 import argparse
+import datetime
 import json
+import os
 import pathlib
-import shlex
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 
-PEER = pathlib.Path(__file__).resolve().parent / "pytorch.py"
-# What must be the same on both sides for a ratio to mean anything.
-SAME = ["work", "device", "precision", "threads", "batch"]
+import environment
+from environment import PEERS, TARGET, say
+
+NETS = ["mlp64", "mlp", "mlp2048"]
+STEP_PEERS = ["pytorch", "jax", "candle", "burn", "fastnn", "tinygrad"]
+# Relative difference of `loss_200` from the median of the f32 sides. Summation orders differ: PyTorch in f32 is 2e-4 from
+# itself in f64 on `mlp`, and the f32 peers lie up to 6e-4 apart. bf16 keeps 8 bits of each operand.
+LOSS_TOLERANCE = {"f32": 2e-3, "bf16": 1e-2}
 # Rounds of one side that differ by more than this say that the machine was not quiet.
 QUIET_SPREAD = 0.3
 
 
-def bench_row(command, work):
-    """Runs `command` and returns its one `bench` line for `work`."""
+def rows_of(command, limit):
+    """Runs `command`: the JSON objects that it prints, or a sentence that says why there are none."""
+    command = [str(word) for word in command]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A session of its own, to end PyTorch's compiling processes too when time is up.
+        run = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     except OSError as error:
-        raise SystemExit(f"{command[0]}: {error}")
-    if done.returncode != 0:
-        raise SystemExit(f"{shlex.join(command)} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
-    rows = [row for row in rows if row.get("event") == "bench" and row.get("work") == work]
-    if len(rows) != 1:
-        raise SystemExit(f"{shlex.join(command)}: {len(rows)} bench lines for {work}, 1 expected")
-    if not rows[0]["median_ms"] > 0:
-        raise SystemExit(f"{shlex.join(command)}: median_ms is {rows[0]['median_ms']}")
-    return rows[0]
+        return f"{command[0]}: {error}"
+    try:
+        output, errors = run.communicate(timeout=limit)
+    except BaseException as error:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return f"not done after {limit:.0f} s"
+        raise
+    if run.returncode != 0:
+        last = [line for line in errors.splitlines() if line.strip()][-1:]
+        return f"status {run.returncode}: {' '.join(last)[-300:]}"
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
 def spread(values):
@@ -46,96 +64,330 @@ def spread(values):
     return (max(values) - min(values)) / statistics.median(values)
 
 
-def compare(work, mode, options):
-    common = ["--work", work, "--threads", str(options.threads), "--seconds", str(options.seconds), "--json"]
-    ours_command = [str(options.ours), "bench", "step", *common, *shlex.split(options.ours_args)]
-    peer_command = [options.python, str(PEER), *common, "--mode", mode, "--precision", options.precision]
-    ours, peer = [], []
-    for number in range(options.rounds):
-        ours.append(bench_row(ours_command, work))
-        peer.append(bench_row(peer_command, work))
-        for key in SAME:
-            a, b = ours[-1].get(key), peer[-1].get(key)
-            if a != b:
-                raise SystemExit(f"{work}: {key} is {a!r} on our side and {b!r} on PyTorch's")
-        line = f"{work} {mode} round {number + 1}: ours {ours[-1]['median_ms']:.3f} ms, PyTorch {peer[-1]['median_ms']:.3f} ms"
-        print(line, file=sys.stderr)
-    ours_ms = [row["median_ms"] for row in ours]
-    peer_ms = [row["median_ms"] for row in peer]
-    ratios = [b / a for a, b in zip(ours_ms, peer_ms)]
+def table(head, cells):
+    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    for line in [head, *cells]:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def machine():
+    model, flags = environment.cpu()
     return {
-        "event": "compare",
-        "work": work,
-        "precision": options.precision,
-        "threads": options.threads,
-        "batch": ours[0]["batch"],
-        "peer": "pytorch",
-        "version": peer[0]["version"],
-        "mode": mode,
-        "ours_isa": ours[0].get("isa"),
-        "peer_isa": peer[0]["isa"],
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "ours_ms": ours_ms,
-        "peer_ms": peer_ms,
-        "ours_median_ms": statistics.median(ours_ms),
-        "ours_spread": spread(ours_ms),
-        "peer_median_ms": statistics.median(peer_ms),
-        "peer_spread": spread(peer_ms),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "quiet": max(spread(ours_ms), spread(peer_ms)) <= QUIET_SPREAD,
+        "cpu": model,
+        "processors": len(os.sched_getaffinity(0)),
+        "isa": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "date": datetime.date.today().isoformat(),
+        "load": os.getloadavg()[0],
     }
 
 
-def table(rows):
-    head = ["work", "peer mode", "precision", "ours ms", "spread", "PyTorch ms", "spread", "ratio", "range"]
+def ratio(peer, ours):
+    """Of two lists of a figure in rounds."""
+    rounds = [b / a for a, b in zip(ours, peer)]
+    return {"ratio": statistics.median(peer) / statistics.median(ours), "least": min(rounds), "most": max(rounds)}
+
+
+def ratio_text(value):
+    return f"{value['ratio']:.2f} ({value['least']:.2f} to {value['most']:.2f})"
+
+
+# --- steps
+
+
+def step_sides(options):
+    """(peer, mode, precision) -> command without --work, --problem, --threads, --seconds."""
+    pythons = environment.pythons([*options.peers, "problem"], options.pythons, options.pip_arguments)
+    sides = {("twoclocks", "step", p): [options.ours, "bench", "step", "--json", "--precision", p] for p in ("f32", "bf16")}
+    scripts = {"pytorch": ("pytorch.py", ["eager", "compile", "whole"], ["f32", "bf16"])}
+    scripts["jax"] = ("jax_step.py", ["jitted", "scanned"], ["f32", "bf16"])
+    scripts["tinygrad"] = ("tinygrad_step.py", ["jitted"], ["f32"])
+    for peer in options.peers:
+        if peer in scripts:
+            script, modes, precisions = scripts[peer]
+            for mode in modes:
+                for precision in precisions:
+                    command = [pythons[peer], PEERS / script, "--mode", mode, "--precision", precision]
+                    sides[peer, mode, precision] = command
+            continue
+        modes = ["default"]
+        if peer in environment.WITH_AVX512 and "avx512f" in environment.cpu()[1]:
+            modes.append("avx512")
+        for mode in modes:
+            sides[peer, mode, "f32"] = [environment.rust_peer(peer, mode, options.build)]
+    return sides, environment.problems(pythons["problem"], options.work)
+
+
+def step_row(command, side, work, problem, options):
+    """One run of one side: its row, or why there is none."""
+    words = ["--work", work, "--problem", problem, "--threads", options.threads, "--seconds", options.seconds]
+    rows = rows_of([*command, *words], options.limit)
+    if isinstance(rows, str):
+        return rows
+    if len(rows) != 1:
+        return f"{len(rows)} rows instead of 1"
+    wanted = {"work": work, "device": "cpu", "precision": side[2], "threads": options.threads}
+    for key, value in wanted.items():
+        if rows[0].get(key) != value:
+            return f"{key} is {rows[0].get(key)!r}, not {value!r}"
+    return rows[0]
+
+
+def steps_of(work, sides, problem, options, failures):
+    """Rows of all sides, round by round."""
+    runs = {side: [] for side in sides}
+    dropped = {}
+    for number in range(options.rounds):
+        for side, command in sides.items():
+            if side in dropped:
+                continue
+            row = step_row(command, side, work, problem, options)
+            name = f"{work} {' '.join(side)}"
+            if isinstance(row, str):
+                dropped[side] = row
+                say(f"{name}: {row}")
+                # A refusal is an answer: our bf16 on a machine without it, say. A peer too slow to be waited for also.
+                if not (side[0] == "twoclocks" and side[2] == "bf16") and "not done after" not in row:
+                    failures.append(f"{name}: {row}")
+                continue
+            runs[side].append(row)
+            say(f"{name} round {number + 1}: {row['median_ms']:.4g} ms, loss {row['loss_200']:.5f}")
+    return {side: rows for side, rows in runs.items() if side not in dropped}, dropped
+
+
+def summary_of(work, runs):
+    """The best peer beside ours: any precision, and f32 alone."""
+    medians = {side: [row["median_ms"] for row in rows] for side, rows in runs.items()}
+    lower = {side: [row["p05_ms"] for row in rows] for side, rows in runs.items()}
+    found = []
+    for kind, precisions in (("best", ("f32", "bf16")), ("f32", ("f32",))):
+        ours = [side for side in runs if side[0] == "twoclocks" and side[2] in precisions]
+        peers = [side for side in runs if side[0] != "twoclocks" and side[2] in precisions]
+        if not ours or not peers:
+            continue
+        row = {"work": work, "kind": kind}
+        for key, figures in (("median", medians), ("p05", lower)):
+            best = [min(group, key=lambda side: statistics.median(figures[side])) for group in (ours, peers)]
+            row[key] = ratio(figures[best[1]], figures[best[0]]) | {"ours": best[0], "peer": best[1]}
+        found.append(row)
+    return found
+
+
+def steps(options):
+    failures = []
+    sides, problems = step_sides(options)
+    result = {"event": "compare", "what": "steps", "machine": machine(), "threads": options.threads}
+    result |= {"rounds": options.rounds, "seconds": options.seconds, "rows": [], "dropped": [], "summary": []}
+    for work in options.work:
+        # The first round compiles, the others find PyTorch's compiled code: both waits are reported.
+        shutil.rmtree(TARGET / "compiled", ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(TARGET / "compiled")
+        runs, dropped = steps_of(work, sides, problems[work], options, failures)
+        for side, why in dropped.items():
+            result["dropped"].append({"work": work, "side": side, "why": why})
+        losses = [row["loss_200"] for side, rows in runs.items() if side[2] == "f32" for row in rows]
+        reference = statistics.median(losses) if losses else float("nan")
+        for side, rows in runs.items():
+            for row in rows:
+                # Not `>`: a loss that is NaN must fail.
+                if not abs(row["loss_200"] - reference) <= LOSS_TOLERANCE[side[2]] * reference:
+                    failures.append(f"{work} {' '.join(side)}: loss {row['loss_200']:.6f}, the others {reference:.6f}")
+            medians = [row["median_ms"] for row in rows]
+            first = [row["first_step_ms"] for row in rows]
+            result["rows"].append(
+                {
+                    "work": work,
+                    "side": side,
+                    "version": rows[0].get("version"),
+                    "median_ms": statistics.median(medians),
+                    "spread": spread(medians),
+                    "p05_ms": min(row["p05_ms"] for row in rows),
+                    "rounds_ms": medians,
+                    "first_step_ms": first[0],
+                    "later_first_step_ms": statistics.median(first[1:] or first),
+                    "loss_200": statistics.median(row["loss_200"] for row in rows),
+                    "quiet": spread(medians) <= QUIET_SPREAD,
+                }
+            )
+        result["summary"] += summary_of(work, runs)
+    result["load_after"] = os.getloadavg()[0]
+    result["failures"] = failures
+    step_tables(result)
+    return result
+
+
+def step_tables(result):
+    head = ["net", "side", "mode", "precision", "median ms", "spread", "5 % ms", "first step ms", "later", "loss"]
+    cells = []
+    for row in sorted(result["rows"], key=lambda row: (NETS.index(row["work"]), row["median_ms"])):
+        cells.append(
+            [row["work"], *row["side"], f"{row['median_ms']:.4g}", f"{row['spread']:.0%}", f"{row['p05_ms']:.4g}"]
+            + [f"{row['first_step_ms']:.0f}", f"{row['later_first_step_ms']:.0f}", f"{row['loss_200']:.5f}"]
+        )
+    table(head, cells)
+    for row in result["dropped"]:
+        say(f"{row['work']} {' '.join(row['side'])}: no figure: {row['why']}")
+    say("")
+    cells = []
+    for row in result["summary"]:
+        for key in ("median", "p05"):
+            found = row[key]
+            names = [" ".join(found[side]) for side in ("ours", "peer")]
+            cells.append([row["work"], row["kind"], key, *names, ratio_text(found)])
+    table(["net", "kind", "by", "ours", "best peer", "peer / ours"], cells)
+    loud = [row for row in result["rows"] if not row["quiet"]]
+    if loud:
+        say(f"not quiet: rounds of {len(loud)} sides differ by more than {QUIET_SPREAD:.0%}: no claim")
+
+
+# --- MNIST
+
+
+def mnist(options):
+    """Seeds 0, 1, ... of ours and of each recipe of PyTorch's, in turn."""
+    python = environment.pythons(["pytorch"], options.pythons, options.pip_arguments)["pytorch"]
+    common = ["--data", options.data, "--threads", options.threads]
+    failures, runs = [], {("twoclocks", p): [] for p in options.ours_precisions}
+    runs |= {("pytorch", recipe): [] for recipe in options.recipes}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(options.rounds):
+            for side in runs:
+                if side[0] == "twoclocks":
+                    command = [options.ours, "train", "mnist", "--target-acc", "0.98", "--json", "--quiet", "--out", folder]
+                    command += ["--precision", side[1]]
+                else:
+                    command = [python, PEERS / "mnist.py", "--recipe", side[1]]
+                began = time.perf_counter()
+                rows = rows_of([*command, *common, "--seed", seed], options.limit)
+                process = time.perf_counter() - began
+                done = [row for row in rows if row.get("event") == "done"] if not isinstance(rows, str) else []
+                name = f"{' '.join(side)} seed {seed}"
+                if len(done) != 1:
+                    failures.append(f"{name}: {rows if isinstance(rows, str) else 'no result'}")
+                    continue
+                row = {"seed": seed, "training": done[0]["seconds_training"], "process": process}
+                runs[side].append(row | {"test_acc": done[0]["test_acc"], "epochs": done[0]["epochs"]})
+                say(f"{name}: {row['training']:.3f} s of training, {process:.3f} of process, {done[0]['test_acc']:.2%}")
+    result = {"event": "compare", "what": "mnist", "machine": machine(), "threads": options.threads, "rows": []}
+    for side, rows in runs.items():
+        # A recipe counts when its median seed reaches the target: then so do three seeds of five.
+        median = {key: statistics.median(row[key] for row in rows) for key in ("training", "process", "test_acc")} if rows else None
+        missed = sum(row["test_acc"] < 0.98 for row in rows)
+        result["rows"].append({"side": side, "median": median, "missed": missed, "seeds": rows})
+    found = [row for row in result["rows"] if row["median"]]
     cells = [
-        [
-            row["work"],
-            row["mode"],
-            row["precision"],
-            f"{row['ours_median_ms']:.3f}",
-            f"{row['ours_spread']:.0%}",
-            f"{row['peer_median_ms']:.3f}",
-            f"{row['peer_spread']:.0%}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}",
-        ]
-        for row in rows
+        [*row["side"], f"{row['median']['training']:.3f}", f"{row['median']['process']:.3f}"]
+        + [f"{row['median']['test_acc']:.2%}", f"{row['missed']} of {len(row['seeds'])}"]
+        for row in found
     ]
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    for line in [head, *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip(), file=sys.stderr)
-    for row in rows:
-        if not row["quiet"]:
-            line = f"{row['work']} {row['mode']}: rounds of one side differ by more than {QUIET_SPREAD:.0%}: no claim"
-            print(line, file=sys.stderr)
+    table(["side", "recipe", "training s", "process s", "accuracy", "missed 98 %"], cells)
+    counted = [row for row in found if row["median"]["test_acc"] >= 0.98]
+    for key in ("training", "process"):
+        best = {}
+        for name in ("twoclocks", "pytorch"):
+            rows = [row for row in counted if row["side"][0] == name]
+            best[name] = min(rows, key=lambda row: row["median"][key]) if rows else None
+        if None in best.values():
+            failures.append(f"no ratio of {key}: one side did not reach 98 %")
+            continue
+        value = best["pytorch"]["median"][key] / best["twoclocks"]["median"][key]
+        sides = [best[name]["side"] for name in best]
+        result[key] = {"ratio": value, "ours": sides[0], "peer": sides[1]}
+        say(f"{key}: {' '.join(sides[1])} takes {value:.1f} times as long as {' '.join(sides[0])}")
+    return result | {"failures": failures}
+
+
+# --- kernels
+
+
+def kernels(options):
+    """Rows of PyTorch's kernels beside those of `twoclocks bench` that have the same name and precision."""
+    import kernels as peer
+
+    python = environment.pythons(["pytorch"], options.pythons, options.pip_arguments)["pytorch"]
+    common = ["--threads", options.threads, "--seconds", options.seconds]
+    bench = [options.ours, "bench"]
+    ours = [[*bench, "gemm", *peer.GEMM, "--precision", p] for p in ("f32", "bf16")]
+    ours += [[*bench, "ce", *peer.CE], [*bench, "adamw", *peer.ADAMW]]
+    failures, figures = [], {}
+    for number in range(options.rounds):
+        for command in [*([*words, "--json"] for words in ours), [python, PEERS / "kernels.py"]]:
+            rows = rows_of([*command, *common], options.limit * 3)
+            if isinstance(rows, str):
+                name = " ".join(map(str, command[1:3]))
+                say(f"{name} {command[-2] if 'bf16' in command else ''}: {rows}")
+                if "bf16" not in command:
+                    failures.append(f"{name}: {rows}")
+                continue
+            for row in rows:
+                key = (row["work"], row["precision"])
+                side = (row.get("peer", "twoclocks"), row.get("mode", ""))
+                figures.setdefault(key, {}).setdefault(side, []).append(row["median_ms"])
+        say(f"round {number + 1} of {options.rounds}")
+    rows, cells = [], []
+    for (work, precision), sides in figures.items():
+        mine = sides.get(("twoclocks", ""))
+        peers = {side: times for side, times in sides.items() if side[0] != "twoclocks"}
+        best = min(peers, key=lambda side: statistics.median(peers[side])) if peers else None
+        row = {"work": work, "precision": precision, "sides": [[*side, times] for side, times in sides.items()]}
+        mine_text = f"{statistics.median(mine):.4g}" if mine else "not there"
+        peer_text = f"{statistics.median(peers[best]):.4g} {best[1]}" if best else "not there"
+        text = ""
+        if mine and best and len(mine) == len(peers[best]):
+            row |= ratio(peers[best], mine)
+            text = ratio_text(row)
+        rows.append(row)
+        cells.append([work, precision, mine_text, peer_text, text])
+    table(["work", "precision", "ours ms", "PyTorch ms", "PyTorch / ours"], cells)
+    result = {"event": "compare", "what": "kernels", "machine": machine(), "threads": options.threads}
+    return result | {"rounds": options.rounds, "seconds": options.seconds, "rows": rows, "failures": failures}
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Time twoclocks and PyTorch in turn.")
-    parser.add_argument("--ours", type=pathlib.Path, required=True, help="the twoclocks binary, built with --release")
-    parser.add_argument("--ours-args", default="", help="further arguments of `bench step`, in one string")
-    parser.add_argument("--python", default=sys.executable, help="the Python that has torch (default: this one)")
-    parser.add_argument("--work", nargs="+", default=["mlp64", "mlp", "mlp2048"])
-    parser.add_argument("--mode", nargs="+", choices=["eager", "compile", "whole"], default=["eager", "whole"])
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="PyTorch's; ours must report the same")
+    parser = argparse.ArgumentParser(description="Time twoclocks and its peers in turn.")
+    parser.add_argument("what", nargs="?", choices=["steps", "mnist", "kernels"], default="steps")
+    parser.add_argument("--work", nargs="+", choices=NETS, default=NETS, help="nets of `steps`")
+    parser.add_argument("--peers", nargs="+", choices=STEP_PEERS, default=STEP_PEERS, help="peers of `steps`")
+    parser.add_argument("--data", type=pathlib.Path, help="of `mnist`: the folder of the four IDX files")
+    recipes = ["plain", "tuned", "ours"]
+    parser.add_argument("--recipes", nargs="+", default=recipes, choices=recipes, help="PyTorch's for `mnist`")
+    parser.add_argument("--ours-precisions", nargs="+", default=["auto"], choices=["auto", "f32", "bf16"], help="ours for `mnist`")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side; seeds of `mnist`")
+    parser.add_argument("--seconds", type=float, default=3.0, help="timed seconds of each run")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=5.0, help="timed seconds of each run")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="one JSON object per comparison on standard output")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds after which a run is given up")
+    parser.add_argument("--output", type=pathlib.Path, help="file of the JSON instead of standard output")
+    parser.add_argument("--ours", type=pathlib.Path, help="the twoclocks command (default: build it)")
+    parser.add_argument("--no-build", dest="build", action="store_false", help="take programs as they are built")
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="[PEER=]PATH",
+        help="an interpreter that has the packages, for one peer or all (default: make target/peers/venv)",
+    )
+    parser.add_argument("--pip-arguments", default="", help="further arguments of `pip install`, in one string")
     options = parser.parse_args()
     if options.rounds < 1 or options.threads < 1 or not options.seconds > 0:
         parser.error("--rounds, --threads and --seconds must be positive")
-    rows = []
-    for work in options.work:
-        for mode in options.mode:
-            rows.append(compare(work, mode, options))
-            if options.json:
-                print(json.dumps(rows[-1]), flush=True)
-    table(rows)
+    if options.what == "mnist" and options.data is None:
+        parser.error("mnist needs --data")
+    options.pythons = {}
+    for word in options.python:
+        peer, separator, path = word.rpartition("=")
+        if separator and peer not in environment.PACKAGES:
+            parser.error(f"--python {word}: {peer} is not one of {', '.join(environment.PACKAGES)}")
+        options.pythons[peer] = path
+    TARGET.mkdir(parents=True, exist_ok=True)
+    options.ours = environment.ours(options.ours, options.build)
+    result = {"steps": steps, "mnist": mnist, "kernels": kernels}[options.what](options)
+    text = json.dumps(result, indent=1)
+    if options.output:
+        options.output.write_text(text + "\n")
+    else:
+        print(text)
+    for failure in result["failures"]:
+        say(f"FAILED {failure}")
+    sys.exit(1 if result["failures"] else 0)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 
 mod passes;
 
+use crate::problem::Problem;
 use crate::{Common, output};
 use clap::{Args, ValueEnum};
 use passes::Pass;
 use serde_json::json;
+use std::cell::LazyCell;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use twoclocks::data::{Split, synthetic};
+use twoclocks::data::{NormalisationKind, Split, synthetic};
 use twoclocks::device::cpu::{Cpu, Peak};
 use twoclocks::gemm::{self, Precision};
-use twoclocks::nn::{LayerConfig, Parameters, Sequential};
-use twoclocks::ops;
+use twoclocks::nn::{Forward, Linear, Module, Parameters};
+use twoclocks::ops::{self, Activation, Var};
 use twoclocks::optim::{Optimizer, OptimizerConfig, Segment};
 use twoclocks::runs::Environment;
 use twoclocks::tape::{Recording, Store};
@@ -34,6 +37,10 @@ pub struct BenchArgs {
     /// Nets of `bench step`: mlp64, mlp, mlp2048.
     #[arg(long, value_name = "NET", num_args = 1..)]
     work: Vec<String>,
+    /// Batches and starting weights of the one net of `bench step`, in a safetensors file; biases
+    /// decay too, as with the peers.
+    #[arg(long, value_name = "FILE")]
+    problem: Option<PathBuf>,
     /// Precision of products: f32, bf16 or auto (bf16 where a step's net gains from it).
     #[arg(long, default_value = "auto")]
     precision: String,
@@ -73,9 +80,23 @@ struct Row {
     /// Bytes read and written a second of a read-modify-write loop that took turns with the work;
     /// empty where that does not come from memory.
     updates: Vec<f64>,
+    start: Option<Start>,
 }
 
-pub fn run(args: BenchArgs) -> Result<ExitCode> {
+/// How a net began to train.
+struct Start {
+    /// From the start of the process to the end of the first step.
+    first_step: Duration,
+    /// Mean loss of the last pass over the batches in the first [`CHECKED_STEPS`] steps of a
+    /// problem.
+    loss: Option<f64>,
+}
+
+/// Steps of a problem after which all programs must have the same loss.
+const CHECKED_STEPS: u64 = 200;
+
+/// `began`: the start of the process.
+pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
     let budget = output::budget(args.seconds)?;
     let precision = match args.precision.as_str() {
         "auto" => None,
@@ -98,7 +119,11 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     }
     let cpu = Arc::new(Cpu::new(args.common.threads.unwrap_or(0))?);
     let device = Device::Cpu(Arc::clone(&cpu));
-    let peak = cpu.peak();
+    if args.problem.is_some() && (args.what != Some(What::Step) || args.work.len() != 1) {
+        return Err(Error::config("--problem", "is of one net: bench step --work NET"));
+    }
+    // Measured when it is first read: not before the first step.
+    let peak = LazyCell::new(|| cpu.peak());
     let sizes = |defaults: &[&str]| -> Vec<String> {
         match args.sizes.is_empty() {
             true => defaults.iter().map(|&size| size.to_owned()).collect(),
@@ -157,7 +182,8 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             false => args.work.clone(),
         };
         for net in nets {
-            print(step(&device, &net, precision, budget)?);
+            let problem = args.problem.as_deref();
+            print(step(&device, &net, precision, budget, problem, began)?);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -173,7 +199,7 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
     let update = (!updates.is_empty()).then(|| output::quantile(&updates, 0.5));
     let share = update.map(|rate| row.bytes / median / rate);
     if json {
-        output::line(&json!({
+        let mut line = json!({
             "event": "bench",
             "work": row.work,
             "device": "cpu",
@@ -192,7 +218,14 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "ratio_to_floor": median / floor,
             "update_bytes_per_s": update,
             "share_of_update": share,
-        }));
+        });
+        if let Some(start) = &row.start {
+            line["first_step_ms"] = json!(start.first_step.as_secs_f64() * 1e3);
+            if let Some(loss) = start.loss {
+                line["loss_200"] = json!(loss);
+            }
+        }
+        output::line(&line);
         return;
     }
     let beside = match (update, share) {
@@ -285,6 +318,7 @@ fn product(device: &Device, size: &str, precision: Precision, budget: Duration) 
         bytes: cost.bytes,
         seconds: timed(recording, store, budget)?,
         updates: Vec::new(),
+        start: None,
     })
 }
 
@@ -345,6 +379,7 @@ fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row
         bytes: cost.bytes,
         seconds,
         updates,
+        start: None,
     })
 }
 
@@ -360,46 +395,80 @@ fn widths(net: &str) -> Result<&'static [usize]> {
     })
 }
 
-fn step(device: &Device, net: &str, precision: Option<Precision>, budget: Duration) -> Result<Row> {
+/// Linear layers one after another.
+struct Net(Vec<Linear>);
+
+impl Module for Net {
+    fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
+        self.0.iter().try_fold(x, |x, layer| layer.forward(pass, x))
+    }
+}
+
+fn step(
+    device: &Device,
+    net: &str,
+    precision: Option<Precision>,
+    budget: Duration,
+    problem: Option<&Path>,
+    began: Instant,
+) -> Result<Row> {
     const BATCH: usize = 128;
     const BATCHES: usize = 16;
     let widths = widths(net)?;
-    let layers: Vec<LayerConfig> = widths[1..]
-        .iter()
-        .enumerate()
-        .map(|(number, &outputs)| LayerConfig::Linear {
-            name: None,
-            inputs: None,
-            outputs,
-            activation: match number + 2 == widths.len() {
-                true => twoclocks::nn::ActivationName::None,
-                false => twoclocks::nn::ActivationName::Relu,
-            },
-            bias: true,
-            initial: None,
-        })
-        .collect();
+    let problem = problem.map(|path| Problem::read(path, widths, BATCH)).transpose()?;
     let mut parameters = Parameters::new();
-    let model = Sequential::new(&layers, &widths[..1], &mut parameters)?;
+    let mut layers = Vec::new();
+    for (number, pair) in widths.windows(2).enumerate() {
+        let last = number + 2 == widths.len();
+        let activation = if last { Activation::None } else { Activation::Relu };
+        let name = format!("linear{number}");
+        let layer = Linear::new(&mut parameters, &name, pair[0], pair[1], activation)?;
+        // Optimizers of the peers know one decay for all parameters.
+        if let (Some(bias), true) = (layer.bias(), problem.is_some()) {
+            parameters.info_mut(bias).decay_factor = 1.0;
+        }
+        layers.push(layer);
+    }
     let classes = widths[widths.len() - 1];
-    let data = Split {
-        train: synthetic(BATCH * BATCHES, widths[0], classes, 1),
-        test: synthetic(BATCH, widths[0], classes, 2),
+    let mut options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
+    let (mut batches, test) = (BATCHES, synthetic(BATCH, widths[0], classes, 2));
+    let train = match &problem {
+        Some(problem) => {
+            options.normalise = NormalisationKind::None;
+            batches = problem.batches;
+            problem.dataset(classes, options.seed)?
+        }
+        None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
     };
     let Device::Cpu(cpu) = device else { return Err(Error::device(device.name(), "not yet")) };
     let shapes: Vec<[usize; 2]> = widths.windows(2).map(|pair| [pair[0], pair[1]]).collect();
-    let precision = precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision);
-    let options = TrainOptions { batch: BATCH, precision, ..TrainOptions::default() };
-    let mut trainer = Trainer::new(device, Box::new(model), parameters, &data, options)?;
+    options.precision =
+        precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision);
+    let precision = options.precision;
+    let data = Split { train, test };
+    let mut trainer = Trainer::new(device, Box::new(Net(layers)), parameters, &data, options)?;
+    if let Some(problem) = &problem {
+        problem.start(&mut trainer)?;
+    }
     trainer.start_epoch(0)?;
     let mut number = 0;
-    let seconds = repeat(budget, || {
-        let offset = number as usize % BATCHES * BATCH;
+    let mut next = || {
+        let offset = number as usize % batches * BATCH;
         number += 1;
         let loss = trainer.step(number, offset, 1e-3)?;
         assert!(loss.is_finite(), "the benchmark's net diverged");
-        Ok(())
-    })?;
+        Ok(loss)
+    };
+    let mut losses = vec![next()?];
+    let first_step = began.elapsed();
+    if problem.is_some() {
+        for _ in 1..CHECKED_STEPS {
+            losses.push(next()?);
+        }
+    }
+    let pass = losses.iter().rev().take(batches);
+    let loss = problem.is_some().then(|| pass.sum::<f64>() / batches as f64);
+    let seconds = repeat(budget, || next().map(drop))?;
     let (recording, _) = trainer.step_recording()?;
     let cost = recording.cost();
     Ok(Row {
@@ -411,6 +480,7 @@ fn step(device: &Device, net: &str, precision: Option<Precision>, budget: Durati
         bytes: cost.bytes,
         seconds,
         updates: Vec::new(),
+        start: Some(Start { first_step, loss }),
     })
 }
 

@@ -4,12 +4,14 @@ mod bench;
 mod doctor;
 mod inspect;
 mod output;
+mod problem;
 mod profile;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 use twoclocks::{Error, Result};
 
 /// Short training runs, and when they are done.
@@ -74,6 +76,7 @@ struct Work {
 }
 
 fn main() -> ExitCode {
+    let began = Instant::now();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -89,7 +92,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => inspect::eval(args),
         Command::Runs(args) => inspect::runs(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(args, began),
         Command::Profile(args) => profile::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
