@@ -146,36 +146,69 @@ unsafe fn multiply<const M: usize, const V: usize>(micro: &Micro<bf16>) {
 /// As [`Kernel::pack`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) unsafe fn pack(packing: &Packing<bf16>) {
-    let Packing { source, stride, along_depth, count, depth, filled, panel, group, parts, .. } =
-        *packing;
-    let rows_apart = group == SLICE;
+    let rows_apart = packing.group == SLICE;
+    // SAFETY: the caller's contract; the entry is that of the source's type.
+    unsafe {
+        match (packing.source, packing.along_depth, rows_apart) {
+            (Address::F32(_), false, false) => slices::<false, false, false>(packing),
+            (Address::F32(_), false, true) => slices::<false, true, false>(packing),
+            (Address::F32(_), true, false) => slices::<true, false, false>(packing),
+            (Address::F32(_), true, true) => slices::<true, true, false>(packing),
+            (Address::Bf16(_), false, false) => slices::<false, false, true>(packing),
+            (Address::Bf16(_), false, true) => slices::<false, true, true>(packing),
+            (Address::Bf16(_), true, false) => slices::<true, false, true>(packing),
+            (Address::Bf16(_), true, true) => slices::<true, true, true>(packing),
+        }
+    }
+}
+
+/// `ALONG`: rows are contiguous along the depth; `APART`: a slice has rows apart, as A has; `BF16`:
+/// the source is bf16, else f32.
+///
+/// # Safety
+/// As [`Kernel::pack`].
+#[allow(clippy::needless_range_loop, reason = "one index for registers and addresses")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn slices<const ALONG: bool, const APART: bool, const BF16: bool>(packing: &Packing<bf16>) {
+    let Packing { stride, count, depth, filled, panel, parts, .. } = *packing;
+    let size = if BF16 { size_of::<bf16>() } else { size_of::<f32>() };
+    let source = packing.source.cast::<u8>();
     for first in (0..filled).step_by(SLICE) {
         let left = depth.saturating_sub(first).min(SLICE);
+        let whole = left == SLICE && count == LANES;
         for part in 0..parts {
             // 16 lines of 16 pairs: a row's pairs where rows are contiguous along the depth, else a
             // pair's rows.
             let mut lines = [_mm512_setzero_si512(); LANES];
-            for (i, line) in lines.iter_mut().enumerate() {
-                // SAFETY: only rows below `count` and inner indices below `depth` are read
-                // (contract).
-                *line = unsafe {
-                    if along_depth && i < count {
-                        line_along(source.after(i * stride + first), left, part)
-                    } else if !along_depth && 2 * i < left {
-                        let next = (2 * i + 1 < left).then_some(stride);
-                        line_across(source.after((first + 2 * i) * stride), next, count, part)
+            // SAFETY: only rows below `count` and inner indices below `depth` are read (contract).
+            unsafe {
+                for i in 0..LANES {
+                    if ALONG {
+                        let at = source.wrapping_add((i * stride + first) * size);
+                        if whole {
+                            lines[i] = line_along::<BF16>(at, SLICE, part);
+                        } else if i < count {
+                            lines[i] = line_along::<BF16>(at, left, part);
+                        }
                     } else {
-                        _mm512_setzero_si512()
+                        let at = source.wrapping_add((first + 2 * i) * stride * size);
+                        let next = at.wrapping_add(stride * size);
+                        if whole {
+                            lines[i] = line_across::<BF16>([at, next], [LANES; 2], part);
+                        } else if 2 * i < left {
+                            let counts = [count, if 2 * i + 1 < left { count } else { 0 }];
+                            lines[i] = line_across::<BF16>([at, next], counts, part);
+                        }
                     }
-                };
+                }
             }
-            if along_depth != rows_apart {
+            if ALONG != APART {
                 lines = transposed(lines);
             }
             let start = first * LANES * parts + part * SLICE_LEN;
-            for (i, line) in lines.into_iter().enumerate() {
+            for i in 0..LANES {
                 // SAFETY: parts of a panel are whole slices (contract).
-                unsafe { _mm512_storeu_si512(panel.add(start + i * SLICE).cast(), line) };
+                unsafe { _mm512_storeu_si512(panel.add(start + i * SLICE).cast(), lines[i]) };
             }
         }
     }
@@ -197,63 +230,77 @@ fn left_after(part: usize, x: __m512) -> __m512 {
     left
 }
 
+/// The first `count` of 16 consecutive f32 from byte address `at` on, then zeros: what is left of
+/// them after the first `part` parts.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn load_f32(at: *const u8, count: usize, part: usize) -> __m512 {
+    // SAFETY: the mask holds back what lies beyond `count`.
+    let x = unsafe {
+        match count >= LANES {
+            true => _mm512_loadu_ps(at.cast()),
+            false => _mm512_maskz_loadu_ps(lanes(count), at.cast()),
+        }
+    };
+    if part == 0 { x } else { left_after(part, x) }
+}
+
+/// 16 and 16 values as 32 bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn joined(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both are 512 bits.
+    unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
 /// The first `count` of 32 consecutive elements as bf16, then zeros.
 ///
 /// # Safety
 /// They are readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn line_along(source: Address, count: usize, part: usize) -> __m512i {
+unsafe fn line_along<const BF16: bool>(at: *const u8, count: usize, part: usize) -> __m512i {
     // SAFETY: the masks hold back what lies beyond `count`.
     unsafe {
-        match source {
-            Address::F32(at) => {
-                let low = _mm512_maskz_loadu_ps(lanes(count), at);
-                let next = lanes(count.saturating_sub(LANES));
-                let high = _mm512_maskz_loadu_ps(next, at.wrapping_add(LANES));
-                pairs(left_after(part, low), left_after(part, high))
-            }
-            Address::Bf16(_) if part > 0 => _mm512_setzero_si512(),
-            Address::Bf16(at) => {
-                let mask = if count >= SLICE { !0 } else { (1u32 << count) - 1 };
-                _mm512_maskz_loadu_epi16(mask, at.cast())
-            }
+        if !BF16 {
+            let low = load_f32(at, count, part);
+            let high = at.wrapping_add(LANES * size_of::<f32>());
+            joined(low, load_f32(high, count.saturating_sub(LANES), part))
+        } else if part > 0 {
+            _mm512_setzero_si512()
+        } else if count >= SLICE {
+            _mm512_loadu_si512(at.cast())
+        } else {
+            _mm512_maskz_loadu_epi16((1u32 << count) - 1, at.cast())
         }
     }
 }
 
-/// 16 and 16 values as 32 bf16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn pairs(low: __m512, high: __m512) -> __m512i {
-    // SAFETY: both are 512 bits.
-    unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
-}
-
-/// Pairs of the first `count` of 16 consecutive elements and those `next` further on (zeros without
-/// `next`), as bf16.
+/// Pairs of the first `counts[0]` of 16 elements at one address and the first `counts[1]` at the
+/// other, as bf16; zeros beyond.
 ///
 /// # Safety
 /// They are readable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn line_across(source: Address, next: Option<usize>, count: usize, part: usize) -> __m512i {
-    let (mask, next_mask) = (lanes(count), if next.is_some() { lanes(count) } else { 0 });
-    let next = next.unwrap_or(0);
-    // SAFETY: the masks hold back what lies beyond `count`.
+unsafe fn line_across<const BF16: bool>(
+    at: [*const u8; 2],
+    counts: [usize; 2],
+    part: usize,
+) -> __m512i {
+    // SAFETY: the masks hold back what lies beyond the counts.
     let halves = unsafe {
-        match source {
-            Address::F32(at) => {
-                let low = _mm512_maskz_loadu_ps(mask, at);
-                let high = _mm512_maskz_loadu_ps(next_mask, at.wrapping_add(next));
-                pairs(left_after(part, low), left_after(part, high))
-            }
-            Address::Bf16(_) if part > 0 => _mm512_setzero_si512(),
-            Address::Bf16(at) => {
-                let low = _mm256_maskz_loadu_epi16(mask, at.cast());
-                let high = _mm256_maskz_loadu_epi16(next_mask, at.wrapping_add(next).cast());
-                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-            }
+        if !BF16 {
+            joined(load_f32(at[0], counts[0], part), load_f32(at[1], counts[1], part))
+        } else if part > 0 {
+            _mm512_setzero_si512()
+        } else {
+            let low = _mm256_maskz_loadu_epi16(lanes(counts[0]), at[0].cast());
+            let high = _mm256_maskz_loadu_epi16(lanes(counts[1]), at[1].cast());
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
     };
     const WOVEN: [u16; 32] = {
@@ -275,6 +322,9 @@ unsafe fn line_across(source: Address, next: Option<usize>, count: usize, part: 
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transposed(lines: [__m512i; 16]) -> [__m512i; 16] {
-    super::avx512::transposed(lines.map(|line| _mm512_castsi512_ps(line)))
-        .map(|line| _mm512_castps_si512(line))
+    // SAFETY: the same bits; a pair is as wide as an f32, and moving it does not look at them.
+    unsafe {
+        let lines = transmute::<[__m512i; 16], [__m512; 16]>(lines);
+        transmute::<[__m512; 16], [__m512i; 16]>(super::avx512::transposed(lines))
+    }
 }
