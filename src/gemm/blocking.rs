@@ -64,6 +64,8 @@ pub(super) struct Grid {
     part_depth: usize,
     m: usize,
     n: usize,
+    /// Whether tiles of the same rows are neighbours, else those of the same columns.
+    along_rows: bool,
     pub parts: usize,
     pub reduce_chunks: usize,
 }
@@ -89,6 +91,9 @@ impl Grid {
             part_depth: k.max(1),
             m,
             n,
+            // Chunks that are neighbours run on the same core. The smaller operand is the one to
+            // have in all caches; where that is B, rows stay where the layer before left them.
+            along_rows: k * n <= m * k,
             parts: 1,
             reduce_chunks: 0,
         };
@@ -116,7 +121,11 @@ impl Grid {
             if grid.rows * grid.cols >= wanted || !(can_rows || can_cols) {
                 break;
             }
-            if can_cols && (unit.cols_first || grid.tile_cols >= grid.tile_rows || !can_rows) {
+            let cols_next = match unit.cols_first {
+                true => true,
+                false => !grid.along_rows && grid.tile_cols >= grid.tile_rows,
+            };
+            if can_cols && (cols_next || !can_rows) {
                 cols = (2 * grid.cols).min(col_units);
             } else {
                 rows = (2 * grid.rows).min(row_units);
@@ -134,14 +143,18 @@ impl Grid {
         self.rows * self.cols * self.parts
     }
 
-    /// The chunk with that number; rows vary fastest, so that neighbours share their columns of B.
+    /// The chunk with that number.
     pub fn tile(&self, chunk: usize, k: usize) -> Tile {
         assert!(chunk < self.tiles(), "tile {chunk} of {}", self.tiles());
         let (part, rest) = (chunk / (self.rows * self.cols), chunk % (self.rows * self.cols));
+        let (row, col) = match self.along_rows {
+            true => (rest / self.cols, rest % self.cols),
+            false => (rest % self.rows, rest / self.rows),
+        };
         Tile {
             part,
-            rows: Range::piece(rest % self.rows, self.tile_rows, self.m),
-            cols: Range::piece(rest / self.rows, self.tile_cols, self.n),
+            rows: Range::piece(row, self.tile_rows, self.m),
+            cols: Range::piece(col, self.tile_cols, self.n),
             depth: Range::piece(part, self.part_depth, k),
         }
     }

@@ -152,12 +152,18 @@ pub(super) fn f32_columns<K: Kernel>(n: usize) -> usize {
     if n <= K::LANES { K::LANES } else { 2 * K::LANES }
 }
 
+/// So many panels that tiles of several can be alike: two threads with 3, 3, 3 and 1 of 10 panels
+/// wait for each other.
+fn even_panels(panels: usize) -> usize {
+    if panels <= 2 { panels } else { panels.next_multiple_of(4) }
+}
+
 impl Panels {
     /// For kernels that read f32 as stored where that is as fast. `single`: the product will be one
     /// tile.
     pub fn f32<K: Kernel>(spec: &Spec, packed_a: bool, packed_b: bool, single: bool) -> Panels {
         let Spec { m, n, k, .. } = *spec;
-        let rows = m.max(1).div_ceil(m.max(1).div_ceil(K::ROWS));
+        let rows = m.max(1).div_ceil(even_panels(m.max(1).div_ceil(K::ROWS)));
         let cols = f32_columns::<K>(n);
         let (row_panels, col_panels) = (m.div_ceil(rows), n.div_ceil(cols));
         let large = row_panels >= LARGE_ROW_PANELS && col_panels >= LARGE_COL_PANELS;

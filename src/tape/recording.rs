@@ -5,7 +5,8 @@ use super::{Origin, Region, Store, Tape};
 use crate::device::Device;
 use crate::device::cpu::launch::{Chunk, Launch};
 use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
-use crate::device::cpu::{Cpu, Memory};
+use crate::device::cpu::trace::UnitTime;
+use crate::device::cpu::{Cpu, Memory, Trial};
 use crate::error::{Error, Result};
 use crate::ops::{Cost, Operation, Site, Values, Var};
 use crate::tensor::{DType, Element, TensorType};
@@ -463,6 +464,18 @@ impl Recording {
         Ok(())
     }
 
+    /// As [`Recording::replay`], and says when and where each unit of work ran, with the
+    /// nanoseconds of the whole replay.
+    ///
+    /// # Errors
+    /// As [`Recording::replay`].
+    pub fn replay_traced(&mut self, store: &mut Store) -> Result<(Vec<UnitTime>, u64)> {
+        self.check_store(store)?;
+        let (regions, control) = store.parts();
+        let own = [&mut self.arena, &mut self.constants];
+        Ok(self.program.replay_traced(self.device.team(), own.into_iter().chain(regions), control))
+    }
+
     /// Runs the recorded step once, node after node, and gives each node's time in nanoseconds.
     ///
     /// # Errors
@@ -533,6 +546,12 @@ impl Recording {
     /// How much memory the recording takes.
     pub fn memory(&self) -> MemoryPlan {
         self.memory
+    }
+
+    /// How long replays took with the help of other threads and without, when that was last tried:
+    /// short ones are given help only where they gain by it.
+    pub fn trial(&self) -> Option<Trial> {
+        self.program.trial()
     }
 
     /// Stages of a replay: one more than its barriers.

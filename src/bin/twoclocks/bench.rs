@@ -13,13 +13,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use twoclocks::data::{NormalisationKind, Split, synthetic};
-use twoclocks::device::cpu::{Cpu, Peak};
+use twoclocks::device::Control;
+use twoclocks::device::cpu::program::{Bound, Span, Task};
+use twoclocks::device::cpu::{Chunk, Cpu, Launch, Memory, Peak, Program};
 use twoclocks::gemm::{self, Precision};
 use twoclocks::nn::{Forward, Linear, Module, Parameters};
 use twoclocks::ops::{self, Activation, Var};
 use twoclocks::optim::{Optimizer, OptimizerConfig, Segment};
 use twoclocks::runs::Environment;
 use twoclocks::tape::{Recording, Store};
+use twoclocks::tensor::DType;
 use twoclocks::train::{TrainOptions, Trainer};
 use twoclocks::{Device, Error, Result, Tape};
 
@@ -32,7 +35,8 @@ pub struct BenchArgs {
     /// What to time; everything when nothing is named.
     #[arg(value_enum)]
     what: Option<What>,
-    /// Sizes: gemm MxNxK, ce ROWSxCLASSES, adamw PARAMETERSxTENSORS, norm and softmax ROWSxCOLUMNS.
+    /// Sizes: gemm MxNxK, ce ROWSxCLASSES, adamw PARAMETERSxTENSORS, norm and softmax ROWSxCOLUMNS,
+    /// dispatch NODESxCHUNKS.
     sizes: Vec<String>,
     /// Nets of `bench step`: mlp64, mlp, mlp2048.
     #[arg(long, value_name = "NET", num_args = 1..)]
@@ -65,6 +69,8 @@ enum What {
     Softmax,
     /// Whole training steps.
     Step,
+    /// What it costs to run a node, beyond the time of its kernel.
+    Dispatch,
 }
 
 /// One measured row.
@@ -137,6 +143,9 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
             output::quantity(peak.cache_bytes_per_s),
             output::quantity(peak.memory_bytes_per_s)
         );
+        if !peak.together {
+            eprintln!("{}", output::NOT_TOGETHER);
+        }
     }
     let print = |row: Row| report(&row, &cpu, &peak, args.common.json);
     let wanted = |what: What| args.what.is_none_or(|only| only == what);
@@ -186,6 +195,11 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
             print(step(&device, &net, precision, budget, problem, began)?);
         }
     }
+    if wanted(What::Dispatch) {
+        for size in sizes(&["50x1", "50x2", "50x8"]) {
+            print(dispatch(&cpu, &size, budget)?);
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -218,6 +232,7 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "ratio_to_floor": median / floor,
             "update_bytes_per_s": update,
             "share_of_update": share,
+            "peaks_together": peak.together,
         });
         if let Some(start) = &row.start {
             line["first_step_ms"] = json!(start.first_step.as_secs_f64() * 1e3);
@@ -226,6 +241,18 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             }
         }
         output::line(&line);
+        return;
+    }
+    if floor == 0.0 {
+        output::say!(
+            "{:<24} {:>10}  (5 % {}, 95 % {}, n {})  {} an item",
+            row.work,
+            output::seconds(median),
+            output::seconds(output::quantile(&sorted, 0.05)),
+            output::seconds(output::quantile(&sorted, 0.95)),
+            sorted.len(),
+            output::seconds(median / row.items),
+        );
         return;
     }
     let beside = match (update, share) {
@@ -481,6 +508,49 @@ fn step(
         seconds,
         updates: Vec::new(),
         start: Some(Start { first_step, loss }),
+    })
+}
+
+/// Replays nodes in a stage each, whose chunks only wait a microsecond: what claims and barriers take
+/// beyond that. Help by other threads is not optional here, unlike in a step.
+fn dispatch(cpu: &Cpu, size: &str, budget: Duration) -> Result<Row> {
+    let [nodes, chunks] = sizes(size, "NODESxCHUNKS")?;
+    require(size, &[[nodes, chunks]])?;
+    const CHUNK: Duration = Duration::from_micros(1);
+    let wait = |_: &Chunk<'_>| {
+        let start = Instant::now();
+        while start.elapsed() < CHUNK {}
+    };
+    let span = Span { region: 0, offset: 0, len: 0, dtype: DType::F32, in_place: false };
+    let bound = (0..nodes)
+        .map(|_| Bound {
+            launch: Launch::new("none").tiles(chunks, wait),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            scratch: span,
+        })
+        .collect();
+    let stages: Vec<_> = (0..nodes).map(|node| vec![vec![Task { node, phase: 0 }]]).collect();
+    let mut program = Program::new(bound, &stages, 1, cpu.threads());
+    let mut memory = Memory::zeroed(64);
+    program.always_help();
+    let control = Control::new();
+    let least = CHUNK.as_secs_f64() * (nodes * chunks.div_ceil(cpu.threads())) as f64;
+    let mut seconds = repeat(budget, || {
+        program.replay(cpu.team(), std::iter::once(&mut memory), &control);
+        Ok(())
+    })?;
+    seconds.iter_mut().for_each(|seconds| *seconds -= least);
+    Ok(Row {
+        work: format!("dispatch_{nodes}x{chunks}"),
+        items: nodes as f64,
+        batch: nodes,
+        precision: Precision::F32,
+        flops: 0.0,
+        bytes: 0.0,
+        seconds,
+        updates: Vec::new(),
+        start: None,
     })
 }
 

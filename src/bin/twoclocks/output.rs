@@ -73,3 +73,6 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
 }
+
+/// Said where peaks may be too low.
+pub const NOT_TOGETHER: &str = "other work had the processors while the peaks were measured: they are too low, and so are floors";

@@ -4,8 +4,9 @@ use crate::{Common, Work, output};
 use clap::Args;
 use serde_json::json;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use twoclocks::device::Device;
+use twoclocks::tape::{Recording, Store};
 use twoclocks::{Error, Result};
 
 /// Bytes up to which a floor counts a tensor at the cache's rate: a large last-level cache.
@@ -19,6 +20,9 @@ pub struct ProfileArgs {
     /// Seconds to measure for.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Print when and on which thread each unit of a step of median length ran.
+    #[arg(long)]
+    timeline: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -43,6 +47,9 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         let start = Instant::now();
         recording.replay(store)?;
         whole.push(start.elapsed().as_secs_f64());
+    }
+    if args.timeline {
+        return timeline(trainer.step_recording()?, budget, args.common.json);
     }
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); recording.nodes().len()];
     let began = Instant::now();
@@ -105,7 +112,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
             );
         }
     }
-    let memory = recording.memory();
+    let (memory, trial) = (recording.memory(), recording.trial());
     if args.common.json {
         output::line(&json!({
             "event": "profile",
@@ -120,6 +127,9 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
             "peak_flops_per_s": peak.flops_per_s,
             "memory_bytes_per_s": peak.memory_bytes_per_s,
             "cache_bytes_per_s": peak.cache_bytes_per_s,
+            "peaks_together": peak.together,
+            "helped_us": trial.map(|trial| trial.helped.as_secs_f64() * 1e6),
+            "alone_us": trial.map(|trial| trial.alone.as_secs_f64() * 1e6),
         }));
     } else {
         output::say!(
@@ -142,6 +152,83 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
             output::quantity(peak.cache_bytes_per_s),
             output::quantity(peak.memory_bytes_per_s),
         );
+        if !peak.together {
+            output::say!("{}", output::NOT_TOGETHER);
+        }
+        if let Some(trial) = trial {
+            output::say!(
+                "with the help of other threads {}, alone {}: the faster is used",
+                output::seconds(trial.helped.as_secs_f64()),
+                output::seconds(trial.alone.as_secs_f64()),
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The step of median length, unit by unit.
+fn timeline(
+    (recording, store): (&mut Recording, &mut Store),
+    budget: Duration,
+    json: bool,
+) -> Result<ExitCode> {
+    let began = Instant::now();
+    let mut steps = Vec::new();
+    while began.elapsed() < budget && steps.len() < 2000 || steps.len() < 5 {
+        steps.push(recording.replay_traced(store)?);
+    }
+    steps.sort_by_key(|&(_, whole)| whole);
+    let (mut units, whole) = steps.swap_remove(steps.len() / 2);
+    units.sort_by_key(|unit| (unit.stage, unit.thread, unit.start));
+    let nodes = recording.nodes();
+    let micros = |nanoseconds: u64| nanoseconds as f64 * 1e-3;
+    if !json {
+        output::say!(
+            "{:>5} {:>6} {:>9} {:>9} {:>9}  work",
+            "stage",
+            "thread",
+            "start",
+            "end",
+            "us"
+        );
+    }
+    let mut busy = 0;
+    for unit in &units {
+        let labels: Vec<String> = unit
+            .tasks
+            .iter()
+            .map(|task| match task.phase {
+                0 => nodes[task.node].label.clone(),
+                phase => format!("{} phase {phase}", nodes[task.node].label),
+            })
+            .collect();
+        busy += unit.end - unit.start;
+        if json {
+            output::line(&json!({
+                "event": "unit", "stage": unit.stage, "thread": unit.thread, "home": unit.home,
+                "start_us": micros(unit.start), "end_us": micros(unit.end),
+                "chunk": unit.chunk, "work": labels,
+            }));
+        } else {
+            output::say!(
+                "{:>5} {:>6} {:>9.2} {:>9.2} {:>9.2}  {} chunk {}{}",
+                unit.stage,
+                unit.thread,
+                micros(unit.start),
+                micros(unit.end),
+                micros(unit.end - unit.start),
+                labels.join(" + "),
+                unit.chunk,
+                if unit.home == unit.thread { "" } else { " (not at home)" },
+            );
+        }
+    }
+    if json {
+        output::line(&json!({
+            "event": "timeline", "step_us": micros(whole), "busy_us": micros(busy),
+        }));
+    } else {
+        output::say!("\nthe step {:.2} us, units {:.2} us", micros(whole), micros(busy));
     }
     Ok(ExitCode::SUCCESS)
 }

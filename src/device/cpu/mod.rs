@@ -3,16 +3,20 @@
 #![allow(unsafe_code)]
 
 pub mod cache;
+mod help;
 pub mod isa;
 pub mod launch;
 pub mod memory;
 mod peak;
+mod processor;
 pub mod program;
 pub mod simd;
 pub mod team;
 pub(crate) mod tiles;
+pub mod trace;
 
 pub use cache::Caches;
+pub use help::Trial;
 pub use isa::Isa;
 pub use launch::{Chunk, Launch, rows_per_chunk};
 pub use memory::Memory;
@@ -61,6 +65,8 @@ impl Cpu {
         }
         let team = Team::new(threads)
             .map_err(|e| Error::device("cpu", format!("cannot start {threads} threads: {e}")))?;
+        // What a thread allocates when it starts is then not allocated during a replay.
+        team.run(&|_| {});
         Ok(Cpu { isa, team })
     }
 

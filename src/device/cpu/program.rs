@@ -6,17 +6,19 @@
 //! stay in the same core's cache from stage to stage and from replay to replay; a thread that is
 //! done with its own units claims those of others. Who runs a unit does not change its result.
 
+use super::help::{Help, Trial};
 use super::launch::{Chunk, Launch};
 use super::memory::Memory;
-use super::team::{Team, Work};
+use super::team::{Team, Work, oversubscribed, spin};
 use super::tiles::Region;
+use super::trace::{Trace, UnitTime};
 use crate::device::control::Control;
 use crate::tensor::DType;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Where a tensor lies: a region of memory, a place in it, and what is there.
@@ -87,6 +89,7 @@ pub struct Program {
     /// Bytes that each region must have at least.
     needed: Vec<usize>,
     ticket: u32,
+    help: Help,
 }
 
 /// What the threads of a replay share. A thread may be late and look at it while another replay
@@ -97,52 +100,77 @@ struct Inner {
     sequences: Vec<Task>,
     units: Vec<Unit>,
     threads: usize,
+    /// How long a thread that waits for others spins before it lets others run.
+    spin: Duration,
     /// For each stage one queue a thread.
     queues: Vec<Queue>,
     stages: Vec<Stage>,
+    /// For each thread the ticket of the replay that it helps with, or helped with last.
+    present: Vec<Present>,
     /// Number of the replay that runs, or ran last.
     ticket: AtomicU32,
     /// Start of each region, during a replay.
     bases: Vec<AtomicPtr<u8>>,
     /// The control block, during a replay.
     control: AtomicPtr<Control>,
+    /// Made by the first traced replay, used while `tracing`.
+    trace: OnceLock<Trace>,
+    tracing: AtomicBool,
     failed: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-/// How far a stage is.
-#[repr(align(64))]
+/// How long a thread leaves units to the thread at which they are at home: about as long as that one
+/// is behind when both are running.
+const PATIENCE: Duration = Duration::from_nanos(500);
+
+/// Longer than most units run.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// How far a stage is. On two cache lines, since processors fetch them in pairs.
+#[repr(align(128))]
 struct Stage {
-    units: usize,
-    done: AtomicUsize,
+    units: u32,
+    /// Units done in all replays so far, wrapping. So no replay has to reset it.
+    done: AtomicU32,
 }
 
-/// The units of one stage that are at home on one thread; on a cache line of its own, since its
+/// The units of one stage that are at home on one thread; on cache lines of its own, since its
 /// thread claims from it most of the time.
-#[repr(align(64))]
+#[repr(align(128))]
 struct Queue {
-    /// The replay's ticket in the upper half, the next unit to claim in the lower.
+    /// In the upper half the ticket of the last replay that claimed from it, in the lower half its
+    /// next unit. The first claim of a replay opens the queue for it.
     next: AtomicU64,
     start: u32,
     end: u32,
 }
 
+/// On cache lines of its own.
+#[repr(align(128))]
+struct Present(AtomicU32);
+
 impl Queue {
-    fn open(&self, ticket: u32) {
-        let next = u64::from(ticket) << 32 | u64::from(self.start);
-        self.next.store(next, Ordering::Relaxed);
+    /// Whether there is nothing left to claim in the round `ticket`.
+    fn is_empty(&self, ticket: u32) -> bool {
+        let seen = self.next.load(Ordering::Relaxed);
+        let next = if (seen >> 32) as u32 == ticket { seen as u32 } else { self.start };
+        next >= self.end
     }
 
     fn claim(&self, ticket: u32) -> Option<usize> {
         let mut seen = self.next.load(Ordering::Relaxed);
         loop {
-            let unit = seen as u32;
-            if (seen >> 32) as u32 != ticket || unit >= self.end {
+            let (of, next) = ((seen >> 32) as u32, seen as u32);
+            let unit = if of == ticket { next } else { self.start };
+            // A thread that is late meets a ticket that is newer than its own.
+            if unit >= self.end || (of.wrapping_sub(ticket) as i32) > 0 {
                 return None;
             }
+            let claimed = u64::from(ticket) << 32 | u64::from(unit + 1);
             match self.next.compare_exchange_weak(
                 seen,
-                seen + 1,
+                claimed,
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
@@ -154,20 +182,22 @@ impl Queue {
 }
 
 impl Stage {
-    /// Waits until all units are done, or the replay is no longer the one of `ticket`. Whoever has
+    /// Waits, for up to `limit` by spinning, until all units are done or the replay is no longer the one of `ticket`. Whoever has
     /// the missing unit is running, or was interrupted and needs a processor.
-    fn wait(&self, current: &AtomicU32, ticket: u32) {
-        const SPINS: u32 = 4000;
+    fn wait(&self, current: &AtomicU32, ticket: u32, limit: Duration) {
         const YIELDS: u32 = 200;
         const SLEEP: Duration = Duration::from_micros(50);
+        let goal = self.units.wrapping_mul(ticket);
+        let over = || {
+            self.done.load(Ordering::Acquire) == goal || current.load(Ordering::Relaxed) != ticket
+        };
+        if spin(limit, over) {
+            return;
+        }
         let mut looks = 0;
-        while self.done.load(Ordering::Acquire) < self.units
-            && current.load(Ordering::Relaxed) == ticket
-        {
+        while !over() {
             looks += 1;
-            if looks < SPINS {
-                std::hint::spin_loop();
-            } else if looks < SPINS + YIELDS {
+            if looks < YIELDS {
                 std::thread::yield_now();
             } else {
                 std::thread::sleep(SLEEP);
@@ -179,19 +209,36 @@ impl Stage {
 impl Work for Inner {
     fn help(&self, member: usize, ticket: u32) {
         let _tiles = Region::enter();
+        self.present[member].0.store(ticket, Ordering::Relaxed);
+        let trace = self.tracing.load(Ordering::Relaxed).then(|| self.trace.get()).flatten();
         for (stage, queues) in self.stages.iter().zip(self.queues.chunks(self.threads)) {
-            let (others, own) = queues.split_at(member);
             let mut finished = 0;
-            for queue in own.iter().chain(others) {
+            let mut run = |queue: &Queue| {
                 while let Some(unit) = queue.claim(ticket) {
-                    self.run_unit(self.units[unit]);
+                    match trace {
+                        Some(trace) => {
+                            trace.around(unit, member, || self.run_unit(self.units[unit]));
+                        }
+                        None => self.run_unit(self.units[unit]),
+                    }
                     finished += 1;
                 }
+            };
+            run(&queues[member]);
+            for other in (member + 1..self.threads).chain(0..member) {
+                let queue = &queues[other];
+                if !queue.is_empty(ticket)
+                    && self.present[other].0.load(Ordering::Relaxed) == ticket
+                {
+                    // Its thread will be here in a moment, and has in its cache what the units touch.
+                    spin(PATIENCE, || queue.is_empty(ticket));
+                }
+                run(queue);
             }
             if finished > 0 {
                 stage.done.fetch_add(finished, Ordering::AcqRel);
             }
-            stage.wait(&self.ticket, ticket);
+            stage.wait(&self.ticket, ticket, self.spin);
             if self.ticket.load(Ordering::Relaxed) != ticket {
                 return;
             }
@@ -302,27 +349,42 @@ impl Program {
                 let (start, end) = (start as u32, units.len() as u32);
                 queues.push(Queue { next: AtomicU64::new(0), start, end });
             }
-            counts.push(Stage { units: units.len() - first, done: AtomicUsize::new(0) });
+            counts.push(Stage { units: (units.len() - first) as u32, done: AtomicU32::new(0) });
         }
         let inner = Inner {
             nodes,
             sequences,
             units,
             threads,
+            spin: if oversubscribed(threads) { Duration::ZERO } else { SPIN },
             queues,
             stages: counts,
+            present: (0..threads).map(|_| Present(AtomicU32::new(0))).collect(),
             ticket: AtomicU32::new(0),
             bases: (0..regions).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect(),
             control: AtomicPtr::new(std::ptr::null_mut()),
+            trace: OnceLock::new(),
+            tracing: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             panic: Mutex::new(None),
         };
-        Program { inner: Arc::new(inner), needed, ticket: 0 }
+        Program { inner: Arc::new(inner), needed, ticket: 0, help: Help::new() }
     }
 
     /// Number of stages: one more than the times that a replay waits for all its threads.
     pub fn stages(&self) -> usize {
         self.inner.stages.len()
+    }
+
+    /// Has every replay helped by other threads, also where it is slower: for measurements and tests.
+    pub fn always_help(&mut self) {
+        self.help = Help::always();
+    }
+
+    /// How long replays took with the help of other threads and without, when that was last tried;
+    /// `None` where it was not: on one thread, before some hundred replays, and for long programs.
+    pub fn trial(&self) -> Option<Trial> {
+        self.help.trial()
     }
 
     /// The nodes, in recorded order.
@@ -363,15 +425,55 @@ impl Program {
         let inner = &*self.inner;
         inner.failed.store(false, Ordering::Relaxed);
         inner.ticket.store(self.ticket, Ordering::Relaxed);
-        for stage in &inner.stages {
-            stage.done.store(0, Ordering::Relaxed);
+        if inner.threads == 1 {
+            inner.help(0, self.ticket);
+        } else {
+            let began = Instant::now();
+            if self.help.wanted() {
+                team.share(&self.inner, self.ticket);
+            }
+            inner.help(0, self.ticket);
+            let came = |present: &Present| present.0.load(Ordering::Relaxed) == self.ticket;
+            let helped = inner.present[1..].iter().any(came);
+            self.help.took(began.elapsed(), helped);
         }
-        for queue in &inner.queues {
-            queue.open(self.ticket);
-        }
-        team.share(&self.inner, self.ticket);
-        inner.help(0, self.ticket);
         self.pass_on_panic();
+    }
+
+    /// As [`Program::replay`], and gives the times of all units, and the nanoseconds of the whole.
+    pub fn replay_traced<'m>(
+        &mut self,
+        team: &Team,
+        regions: impl Iterator<Item = &'m mut Memory>,
+        control: &Control,
+    ) -> (Vec<UnitTime>, u64) {
+        let inner = Arc::clone(&self.inner);
+        let trace = inner.trace.get_or_init(|| Trace::new(inner.units.len()));
+        inner.tracing.store(true, Ordering::Relaxed);
+        let began = trace.now();
+        self.replay(team, regions, control);
+        let whole = trace.now() - began;
+        inner.tracing.store(false, Ordering::Relaxed);
+        let mut times = Vec::with_capacity(inner.units.len());
+        for (number, queue) in inner.queues.iter().enumerate() {
+            for unit in queue.start as usize..queue.end as usize {
+                let (tasks, chunk) = match inner.units[unit] {
+                    Unit::Chunk(task, chunk) => (vec![task], chunk),
+                    Unit::Sequence(start, end) => (inner.sequences[start..end].to_vec(), 0),
+                };
+                let (thread, start, end) = trace.of(unit);
+                times.push(UnitTime {
+                    stage: number / inner.threads,
+                    tasks,
+                    chunk,
+                    home: number % inner.threads,
+                    thread,
+                    start: start.saturating_sub(began),
+                    end: end.saturating_sub(began),
+                });
+            }
+        }
+        (times, whole)
     }
 
     fn pass_on_panic(&self) {
@@ -513,6 +615,42 @@ mod tests {
     fn refused(launch: impl FnOnce() -> Launch, output: Span, scratch: Span) {
         let made = catch_unwind(AssertUnwindSafe(|| program(launch(), output, scratch, 1)));
         assert!(made.is_err());
+    }
+
+    #[test]
+    fn a_queue_gives_each_unit_once_a_round_and_nothing_to_those_who_are_late() {
+        // Tickets wrap around.
+        let last = u64::from(u32::MAX - 2) << 32;
+        let queue = Queue { next: AtomicU64::new(last), start: 3, end: 5 };
+        for ticket in [u32::MAX - 1, u32::MAX, 0, 1, 2] {
+            assert_eq!(queue.claim(ticket), Some(3));
+            assert_eq!(queue.claim(ticket.wrapping_sub(1)), None);
+            assert_eq!(queue.claim(ticket), Some(4));
+            assert_eq!([queue.claim(ticket), queue.claim(ticket.wrapping_sub(1))], [None, None]);
+        }
+    }
+
+    #[test]
+    fn a_traced_replay_times_each_unit_once() {
+        for threads in [1, 2, 3] {
+            let phases = || Launch::new("test").rows(8, 1, |_| {}).serial(|_| {});
+            let mut program = program(phases(), span(0, 8), span(0, 0), threads);
+            program.always_help();
+            let team = Team::new(threads).expect("threads");
+            let mut memory = Memory::zeroed(64);
+            for _ in 0..20 {
+                let regions = [&mut memory].into_iter();
+                let (times, whole) = program.replay_traced(&team, regions, &Control::new());
+                let chunks: Vec<usize> = times.iter().map(|time| time.chunk).collect();
+                assert_eq!(chunks, [0, 1, 2, 3, 4, 5, 6, 7, 0]);
+                let stages = times.iter().map(|time| (time.stage, time.tasks[0].phase));
+                assert!(stages.zip([0, 0, 0, 0, 0, 0, 0, 0, 1]).all(|(s, want)| s == (want, want)));
+                let sound = |t: &UnitTime| t.start <= t.end && t.end <= whole && t.thread < threads;
+                assert!(times.iter().all(sound), "{times:?} of {whole}");
+                let first_stage_ends = times[..8].iter().map(|time| time.end).max();
+                assert!(first_stage_ends <= Some(times[8].start));
+            }
+        }
     }
 
     #[test]

@@ -7,16 +7,39 @@
 //! The calling thread is member 0. The others wait for work: first spinning (a training loop offers
 //! the next within microseconds), then parked.
 
+use super::processor;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// How often a waiting thread looks before it goes to sleep: some 50 us, for a training loop offers
-/// the next step sooner. Short when there are more threads than processors, since then whoever spins
-/// keeps the awaited thread from running.
-const SPINS: u32 = 10_000;
-const SPINS_OVERSUBSCRIBED: u32 = 50;
+/// How long a waiting thread looks before it goes to sleep: a training loop offers the next step
+/// sooner. Not at all when it shares its processor with another thread of the team, or there are
+/// more threads than processors: then whoever spins keeps the awaited thread from running.
+const SPIN: Duration = Duration::from_micros(80);
+
+/// Whether there are more threads than processors.
+pub(super) fn oversubscribed(threads: usize) -> bool {
+    threads > std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Looks at `done` for up to `limit`; gives whether it came true.
+pub(super) fn spin(limit: Duration, done: impl Fn() -> bool) -> bool {
+    const LOOKS: u32 = 64;
+    let mut began = None;
+    loop {
+        for _ in 0..LOOKS {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if began.get_or_insert_with(Instant::now).elapsed() >= limit {
+            return false;
+        }
+    }
+}
 
 /// A word that threads wait for: spin first, then park.
 struct Gate {
@@ -24,28 +47,32 @@ struct Gate {
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
-    spins: u32,
 }
 
 impl Gate {
-    fn new(spins: u32) -> Self {
+    fn new() -> Self {
         Gate {
             generation: AtomicU32::new(0),
             sleepers: AtomicUsize::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
-            spins,
         }
     }
 
-    /// Waits until the generation is no longer `seen`.
-    fn wait(&self, seen: u32) {
-        for _ in 0..self.spins {
-            if self.generation.load(Ordering::Acquire) != seen {
-                return;
-            }
-            std::hint::spin_loop();
+    /// Waits until the generation is no longer `seen`: looks for up to `limit`, and then sleeps.
+    fn wait(&self, seen: u32, limit: Duration) {
+        if !self.look(seen, limit) {
+            self.sleep(seen);
         }
+    }
+
+    /// Looks for up to `limit` whether the generation is no longer `seen`.
+    fn look(&self, seen: u32, limit: Duration) -> bool {
+        spin(limit, || self.generation.load(Ordering::Acquire) != seen)
+    }
+
+    /// Sleeps until the generation is no longer `seen`.
+    fn sleep(&self, seen: u32) {
         let mut guard = self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // Sequentially consistent with `open`: either it sees this sleeper, or this sees its step.
         self.sleepers.fetch_add(1, Ordering::SeqCst);
@@ -73,17 +100,17 @@ struct Barrier {
 }
 
 impl Barrier {
-    fn new(threads: usize, spins: u32) -> Self {
-        Barrier { gate: Gate::new(spins), arrived: AtomicUsize::new(0), threads }
+    fn new(threads: usize) -> Self {
+        Barrier { gate: Gate::new(), arrived: AtomicUsize::new(0), threads }
     }
 
-    fn wait(&self) {
+    fn wait(&self, limit: Duration) {
         let seen = self.gate.generation.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
             self.arrived.store(0, Ordering::Relaxed);
             self.gate.open();
         } else {
-            self.gate.wait(seen);
+            self.gate.wait(seen, limit);
         }
     }
 }
@@ -113,9 +140,18 @@ struct Pointer(*const Job<'static>);
 // `Sync`.
 unsafe impl Send for Pointer {}
 
+/// The processor of a member that is awake; on cache lines of its own, with the next one, which
+/// processors fetch along.
+#[repr(align(128))]
+struct Place(AtomicU32);
+
 struct Shared {
     start: Gate,
     barrier: Barrier,
+    /// Of each member.
+    places: Vec<Place>,
+    /// How long those wait that have a processor for themselves.
+    spin: Duration,
     /// The newest offer, with the generation of `start` at which it was made.
     offer: Mutex<(u32, Offer)>,
     panicked: AtomicBool,
@@ -127,7 +163,31 @@ impl Shared {
         let mut slot = self.offer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // Generations are only made here, under the lock.
         *slot = (self.start.generation.load(Ordering::Relaxed).wrapping_add(1), offer);
+        let here = processor::current();
+        let place = &self.places[0].0;
+        if place.load(Ordering::Relaxed) != here {
+            place.store(here, Ordering::Relaxed);
+        }
         self.start.open();
+    }
+
+    /// Notes where member `index` runs. If another one is there, it moves to a processor where none
+    /// is. Gives how long it may spin: not at all if there is none.
+    fn settle(&self, index: usize) -> Duration {
+        let here = processor::current();
+        self.places[index].0.store(here, Ordering::Relaxed);
+        let others = || {
+            let places = self.places.iter().enumerate().filter(|&(member, _)| member != index);
+            places.map(|(_, place)| place.0.load(Ordering::Relaxed))
+        };
+        if here == processor::NOWHERE || others().all(|other| other != here) {
+            return self.spin;
+        }
+        if !processor::leave(others()) {
+            return Duration::ZERO;
+        }
+        self.places[index].0.store(processor::current(), Ordering::Relaxed);
+        self.spin
     }
 }
 
@@ -155,11 +215,12 @@ impl Team {
     /// A team of that many threads, the calling one included; at least one.
     pub fn new(threads: usize) -> std::io::Result<Team> {
         let threads = threads.max(1);
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let spins = if threads > cores { SPINS_OVERSUBSCRIBED } else { SPINS };
+        let nowhere = || Place(AtomicU32::new(processor::NOWHERE));
         let shared = Arc::new(Shared {
-            start: Gate::new(spins),
-            barrier: Barrier::new(threads, spins),
+            start: Gate::new(),
+            barrier: Barrier::new(threads),
+            places: (0..threads).map(|_| nowhere()).collect(),
+            spin: if oversubscribed(threads) { Duration::ZERO } else { SPIN },
             offer: Mutex::new((0, Offer::Nothing)),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -206,7 +267,7 @@ impl Team {
         let erased = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
         shared.publish(Offer::Everyone(Pointer(erased)));
         let outcome = catch_unwind(AssertUnwindSafe(|| job(&Member { index: 0 })));
-        shared.barrier.wait();
+        shared.barrier.wait(shared.spin);
         let worker_panicked = shared.panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = outcome {
             resume_unwind(panic);
@@ -216,9 +277,13 @@ impl Team {
 }
 
 fn work(shared: &Shared, index: usize) {
-    let mut seen = 0;
+    let (mut seen, mut spin) = (0, Duration::ZERO);
     loop {
-        shared.start.wait(seen);
+        if !shared.start.look(seen, spin) {
+            shared.places[index].0.store(processor::NOWHERE, Ordering::Relaxed);
+            shared.start.sleep(seen);
+        }
+        spin = shared.settle(index);
         // Whoever comes late finds the newest offer; those before it are over.
         let offer = {
             let slot = shared.offer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -240,7 +305,7 @@ fn work(shared: &Shared, index: usize) {
                 if catch_unwind(AssertUnwindSafe(|| job(&Member { index }))).is_err() {
                     shared.panicked.store(true, Ordering::Relaxed);
                 }
-                shared.barrier.wait();
+                shared.barrier.wait(spin);
             }
         }
     }

@@ -9,8 +9,11 @@ use crate::ops::{Activation, Site};
 /// Columns of a block: 8 registers of sums in AVX-512. 64 took twice as long where rows of 2048 come
 /// from the third-level cache; 256 was no faster, and leaves fewer blocks.
 const COLUMNS: usize = 128;
-/// Rows of a block, for some microseconds of work. Up to so many rows, sums are final at once.
+/// Most rows of a block, for some microseconds of work. Up to half of the rows: what half of the
+/// threads have in their caches of dy.
 const ROWS: usize = 256;
+/// Fewest rows of a block; up to so many, sums are final at once.
+const FEWEST_ROWS: usize = 64;
 /// Registers of sums where a vector has fewest lanes.
 const MOST_SUMS: usize = COLUMNS / 8;
 /// Adding one partial sum.
@@ -21,12 +24,13 @@ pub(super) fn launch(site: &Site<'_>, activation: Activation) -> Launch {
     let (m, n) = (site.inputs[0].shape.rows(), site.inputs[0].shape.columns());
     let (wants_dz, wants_db) = (site.used[0], site.used[1]);
     // Without rows there still are sums: of nothing.
-    let (down, across) = (m.div_ceil(ROWS).max(1), n.div_ceil(COLUMNS));
+    let block_rows = m.div_ceil(2).clamp(FEWEST_ROWS, ROWS);
+    let (down, across) = (m.div_ceil(block_rows).max(1), n.div_ceil(COLUMNS));
     let partial = wants_db && down > 1;
     let launch = Launch::new(isa.name()).scratch(if partial { down * n } else { 0 });
     let launch = launch.tiles(down * across, move |chunk| {
         let (row_block, column_block) = (chunk.index() / across, chunk.index() % across);
-        let (row, column) = (row_block * ROWS, column_block * COLUMNS);
+        let (row, column) = (row_block * block_rows, column_block * COLUMNS);
         let columns = (n - column).min(COLUMNS);
         let sums = wants_db.then(|| {
             let start = if partial {
@@ -43,7 +47,7 @@ pub(super) fn launch(site: &Site<'_>, activation: Activation) -> Launch {
         assert!(!wants_dz || chunk.output_len(0) == m * n);
         let dz = wants_dz.then(|| chunk.output_ptr(0));
         let (dy, saved) = (chunk.input(0), chunk.input(1));
-        let rows = row..(row + ROWS).min(m);
+        let rows = row..(row + block_rows).min(m);
         dispatch(isa, Part { dy, saved, dz, sums, n, rows, column, columns, activation });
     });
     if !partial {

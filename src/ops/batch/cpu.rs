@@ -23,7 +23,9 @@ fn launch_of<T: Source>(site: &Site<'_>, offset: U64Slot) -> Launch {
     let isa = site.isa;
     let (size, features) = (site.outputs[1].elements(), site.inputs[0].shape.columns());
     let nanoseconds = ROW_NANOSECONDS + FEATURE_NANOSECONDS * features as f64;
-    Launch::new(isa.name()).rows(size, rows_per_chunk(nanoseconds), move |chunk| {
+    // A power of two: then threads have the rows that they have in the first layer's product.
+    let per_chunk = rows_per_chunk(nanoseconds).next_power_of_two();
+    Launch::new(isa.name()).rows(size, per_chunk, move |chunk| {
         let gather = Gather::<T> {
             values: chunk.input(0),
             labels: chunk.input(1),

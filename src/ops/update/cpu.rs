@@ -1,6 +1,6 @@
 //! `update` on the CPU: each chunk takes some pieces of segments through all of the step.
 //!
-//! A piece lies in one segment; a chunk is about [`CHUNK`] elements of neighbouring pieces, so that
+//! A piece lies in one segment; a chunk is about [`chunk_elements`] elements of neighbouring pieces, so that
 //! many small segments cost few claims. Sums are kept for each piece in f64 and combined in order.
 #![allow(unsafe_code)]
 
@@ -12,8 +12,11 @@ use crate::ops::Site;
 use crate::tensor::DType;
 use std::ops::Range;
 
-/// Elements of a chunk: some microseconds at memory speed, and whole cache lines.
-const CHUNK: usize = 16 * 1024;
+/// Elements of a chunk: at most some microseconds at memory speed, and whole cache lines; fewer of a
+/// small net, since what passes between the caches of cores is then what takes the time.
+fn chunk_elements(all: usize) -> usize {
+    (all / 16).next_multiple_of(1024).clamp(2 * 1024, 16 * 1024)
+}
 
 /// What a piece costs beyond its elements, in elements.
 const PIECE: usize = 64;
@@ -43,14 +46,15 @@ struct Cut {
 
 impl Cut {
     fn new(segments: &[Segment], packed: &[PackedWeight]) -> Cut {
+        let most = chunk_elements(segments.iter().map(|segment| segment.len).sum());
         let (mut pieces, mut of_segments) = (Vec::new(), Vec::new());
         for (number, segment) in segments.iter().enumerate() {
             let (first, end) = (pieces.len(), segment.offset + segment.len);
             let weight = packed.iter().position(|weight| weight.offset == segment.offset);
             let weight = weight.filter(|&weight| packed[weight].outputs > 0);
-            let step = weight.map_or(CHUNK, |weight| {
+            let step = weight.map_or(most, |weight| {
                 let band = WEIGHT_BAND * packed[weight].outputs;
-                band * (CHUNK / band).max(1)
+                band * (most / band).max(1)
             });
             for start in (segment.offset..end).step_by(step) {
                 let elements = start..(start + step).min(end);
@@ -67,13 +71,22 @@ impl Cut {
         let (mut chunks, mut first, mut filled) = (Vec::new(), 0, 0);
         for (number, piece) in pieces.iter().enumerate() {
             let size = piece.elements.len() + PIECE;
-            if number > first && filled + size > CHUNK + CHUNK / 4 {
+            if number > first && filled + size > most + most / 4 {
                 chunks.push(first..number);
                 (first, filled) = (number, 0);
             }
             filled += size;
         }
         chunks.push(first..pieces.len());
+        // Neighbouring chunks run on the same core, which computed the gradients of the same part of
+        // each weight: first the beginnings of all segments, then what follows.
+        let place = |chunk: &Range<usize>| {
+            pieces.get(chunk.start).map_or(0.0, |piece: &Piece| {
+                let segment = &segments[piece.segment];
+                (piece.elements.start - segment.offset) as f64 / segment.len.max(1) as f64
+            })
+        };
+        chunks.sort_by(|a, b| place(a).total_cmp(&place(b)));
         Cut { pieces, chunks, segments: of_segments }
     }
 }
