@@ -21,11 +21,14 @@ struct Allocation {
     memory: Memory,
 }
 
+/// Makes the bytes of a derived region from those of its source.
+type Refresh = Box<dyn Fn(&[u8], &mut [u8]) + Send>;
+
 /// A region that holds the values of another one in another form.
 struct Derived {
     source: usize,
     target: usize,
-    refresh: Box<dyn Fn(&[u8], &mut [u8]) + Send>,
+    refresh: Refresh,
     /// Whether the source changed and the target did not follow.
     stale: bool,
 }

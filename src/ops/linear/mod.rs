@@ -315,12 +315,14 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
             let integers = case(&[29], [19, 35], bias, activation, Fill::Integers);
             cases.push(integers.without_gradient());
         }
-        cases.push(case_bf16(31, [64, 33], activation));
-        cases.push(case_bf16(131, [61, 129], activation));
         // Without inner terms z is the bias; a split K.
         cases.push(case(&[5], [0, 19], true, activation, Fill::Uniform(0.1, 1.0)));
         let split = case(&[10], [4099, 17], true, activation, Fill::Uniform(-0.1, 0.1));
         cases.push(split.without_gradient());
+    }
+    for activation in ACTIVATIONS {
+        cases.push(case_bf16(31, [64, 33], activation));
+        cases.push(case_bf16(131, [61, 129], activation));
     }
     cases
 }

@@ -304,11 +304,6 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
         {
             cases.push(case(size, storage, leading, false, Fill::Integers));
         }
-        for size in [[0, 3, 2], [1, 1, 1], [2, 3, 0], [15, 33, 65], [61, 10, 67]] {
-            cases.push(case_bf16(size, storage, Fill::Integers));
-        }
-        cases.push(case_bf16([129, 131, 127], storage, uniform));
-        cases.push(case_bf16([10, 17, 4099], storage, uniform));
         // Batches of several tiles each.
         cases.push(case([97, 127, 96], storage, &[3], false, uniform));
     }
@@ -316,6 +311,13 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
         cases.push(case([7, 10, 5], storage, &[2, 3], true, Fill::Integers));
         cases.push(case([2, 3, 5], storage, &[0], true, Fill::Integers));
         cases.push(case([29, 33, 31], storage, &[4], true, uniform));
+    }
+    for storage in STORAGES {
+        for size in [[0, 3, 2], [1, 1, 1], [2, 3, 0], [15, 33, 65], [61, 10, 67]] {
+            cases.push(case_bf16(size, storage, Fill::Integers));
+        }
+        cases.push(case_bf16([129, 131, 127], storage, uniform));
+        cases.push(case_bf16([10, 17, 4099], storage, uniform));
     }
     cases
 }

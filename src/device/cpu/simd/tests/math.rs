@@ -1,5 +1,6 @@
 //! Elementary functions against f64.
 
+use super::vector_sets;
 use super::{Isa, Kernel, Simd, dispatch};
 use crate::device::cpu::simd::{map1, math};
 
@@ -68,7 +69,7 @@ fn check(
     let x: Vec<f32> = sweep().into_iter().filter(|x| (domain.0..=domain.1).contains(x)).collect();
     assert!(x.len() > 100_000, "{name}: the sweep is empty");
     let references: Vec<f64> = x.iter().map(|&x| reference(f64::from(x))).collect();
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         let mut out = vec![f32::NAN; x.len()];
         f(isa, &x, &mut out);
         let (mut worst, mut at) = (0.0, 0.0);
@@ -98,7 +99,7 @@ fn check(
 /// `f(x)` must be exactly `expected` on every instruction set, NaN for NaN.
 #[track_caller]
 fn exactly(name: &str, f: Function, cases: &[(f32, f32)]) {
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         for &(x, expected) in cases {
             // In a whole vector, and in a partial one.
             for n in [1, 16] {
@@ -190,7 +191,7 @@ fn exp() {
 fn exp_of_every_number() {
     const BLOCK: u32 = 1 << 20;
     let (small, large) = (2f32.powi(-26).to_bits(), 104f32.to_bits());
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         let mut worst = 0.0f64;
         for sign in [0, 1 << 31] {
             for first in (small..large).step_by(BLOCK as usize) {

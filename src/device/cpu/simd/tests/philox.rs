@@ -1,5 +1,6 @@
 //! Philox against the published vectors, and vectors against scalars.
 
+use super::vector_sets;
 use super::{Isa, Kernel, Simd, dispatch};
 use crate::device::cpu::simd::philox::{fill_uniform, philox4x32, philox4x32_lanes};
 
@@ -50,7 +51,7 @@ fn vectors_are_scalars_side_by_side() {
             }
         }
     }
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         for (key, counter, _) in KNOWN {
             dispatch(isa, Lanes(key, counter));
         }
@@ -76,7 +77,7 @@ fn element(stream: u64, e: u64) -> f32 {
 
 #[test]
 fn uniform_values_belong_to_elements() {
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         for n in super::LENGTHS {
             // The second start is where the low word of the counter is about to carry.
             for (stream, first) in [(0, 0), (0x1_2345_6789, (1u64 << 34) - 64), (u64::MAX, 6400)] {

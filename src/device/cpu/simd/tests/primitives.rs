@@ -1,5 +1,6 @@
 //! The operations of [`Simd`], lane by lane.
 
+use super::vector_sets;
 use super::{Isa, Kernel, LENGTHS, Random, SPECIAL, Simd, dispatch, same};
 
 fn lanes<S: Simd>(s: S, v: S::F32) -> Vec<f32> {
@@ -141,7 +142,7 @@ fn f32_operations() {
         x
     };
     let [x, y, z] = [0, 1, 2].map(&mut values);
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         let step = if isa == Isa::Avx512 { 16 } else { 8 };
         for i in (0..x.len()).step_by(step) {
             dispatch(isa, Floats([&x[i..], &y[i..], &z[i..]]));
@@ -197,7 +198,7 @@ impl Kernel for Integers<'_> {
 fn integer_operations() {
     let mut random = Random::new(2);
     let special = [0, 1, -1, i32::MIN, i32::MAX, 0x00ff_00ff, 65_537, -65_536];
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         for round in 0..200 {
             let mut values = |mut stride: usize| -> Vec<i32> {
                 stride += round;
@@ -225,7 +226,7 @@ fn scaling_by_powers_of_two_rounds_once() {
             lanes(s, s.scale_pow2(s.splat(self.0), s.splat(self.1)))[S::LANES - 1]
         }
     }
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         for n in -200..=200 {
             for x in [1.0, -1.337_512_5, 0.75, 1.999_999_9, 0.0] {
                 let expected = (f64::from(x) * 2f64.powi(n)) as f32;
@@ -259,7 +260,7 @@ fn tree(x: &[f32]) -> f32 {
 #[test]
 fn reductions() {
     let mut random = Random::new(3);
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         let width = if isa == Isa::Avx512 { 16 } else { 8 };
         for _ in 0..500 {
             let mut x = random.values(width);
@@ -286,7 +287,7 @@ fn the_first_lanes() {
             s.bits(s.first(self.0))
         }
     }
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         for n in LENGTHS {
             let lanes = n.min(if isa == Isa::Avx512 { 16 } else { 8 });
             assert_eq!(dispatch(isa, First(n)), (1u32 << lanes) - 1);
@@ -416,7 +417,7 @@ fn partial_loads_and_stores_end_where_they_say() {
         }
     }
     let mut edge = edge::Edge::new();
-    for isa in Isa::available() {
+    for isa in vector_sets() {
         dispatch(isa, Partial(&mut edge));
     }
 }
