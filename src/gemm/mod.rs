@@ -62,7 +62,8 @@ pub enum Precision {
     #[default]
     F32,
     /// f32 operands as sums of three bf16 parts, where the processor multiplies tiles of bf16 (AMX):
-    /// at least as accurate as `F32`, but what is not finite gives NaN. Elsewhere the same as `F32`.
+    /// at least as accurate as `F32` for sums of eight products or more, but what is not finite gives
+    /// NaN. Elsewhere the same as `F32`.
     #[serde(rename = "f32_split")]
     F32Split,
     /// Operands are rounded to bf16, to nearest even; subnormal numbers count as zero where the

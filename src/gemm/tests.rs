@@ -571,10 +571,8 @@ fn weights_are_packed_as_documented() {
             assert_eq!(plan(Spec::new(7, outputs, inputs)).packed_b(), layouts[0]);
             assert_eq!(plan(Spec::new(7, inputs, outputs)).packed_b(), layouts[1]);
             let value = |row: usize, column: usize| rounded(flat[offset + row * outputs + column]);
-            let expected = [
-                Buffer::packed(layouts[0], |j, p| value(p, j)),
-                Buffer::packed(layouts[1], |j, p| value(j, p)),
-            ];
+            let expected =
+                [Buffer::packed(layouts[0], |j, p| value(p, j)), Buffer::packed(layouts[1], value)];
             for ((expected, place), layout) in expected.iter().zip(places).zip(layouts) {
                 let expected: &[u8] = match expected {
                     Buffer::F32(values) => bytemuck::cast_slice(values),
@@ -595,7 +593,7 @@ fn rounded(x: f32) -> f32 {
 }
 
 /// The error test of [`Precision::F32Split`]: its root mean square error against f64 is no larger
-/// than that of plain f32 (2 % for chance and the parts left out, which show where k is 1), for operands of one sign, of both, and of very different sizes.
+/// than that of plain f32 from sums of eight products on (of a single one, the parts left out add two percent), for operands of one sign, of both, and of very different sizes.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn split_f32_is_as_accurate_as_f32() {
@@ -604,7 +602,7 @@ fn split_f32_is_as_accurate_as_f32() {
         return;
     }
     let (m, n) = (24, 40);
-    for k in [1, 8, 64, 500, 1100] {
+    for k in [8, 64, 500, 1100] {
         for kind in 0..3 {
             let mut random = Random(k as u64 + kind);
             let mut value = || {
@@ -634,7 +632,7 @@ fn split_f32_is_as_accurate_as_f32() {
             let plain = error(Isa::Avx512, Precision::F32);
             let split = error(Isa::Amx, Precision::F32Split);
             println!("k {k}, kind {kind}: plain {plain:.2e}, split {split:.2e}");
-            assert!(split <= 1.02 * plain, "k {k}, kind {kind}: {split:e} beside {plain:e}");
+            assert!(split <= plain, "k {k}, kind {kind}: {split:e} beside {plain:e}");
         }
     }
 }
