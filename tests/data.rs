@@ -535,4 +535,9 @@ fn mnist() {
     let n = Normalisation::new(NormalisationKind::PerFeature, &train);
     assert_eq!((n.scale[0], n.shift[0]), (0.0, 0.0));
     assert!(n.scale.iter().chain(&n.shift).all(|x| x.is_finite()));
+    let n = Normalisation::new(NormalisationKind::Centred, &train);
+    assert_eq!((n.scale[0], n.shift[0]), (0.0, 0.0));
+    // Less than 0.3081: each pixel's own mean is taken away.
+    let std = 1.0 / f64::from(n.scale[14 * 28 + 14]) / 255.0;
+    assert!((std - 0.2593).abs() <= 5e-5, "{std}");
 }

@@ -161,6 +161,9 @@ fn a_finished_run_that_is_resumed_stays_as_it_was() {
     let never = AtomicBool::new(false);
     for (name, bound, reason) in [
         ("epochs", "epochs = 2", Reason::Epochs),
+        ("steps", "steps = 4", Reason::Steps),
+        // 30 are an epoch.
+        ("steps-of-epochs", "steps = 60", Reason::Steps),
         ("time", "seconds = 0.02", Reason::Time),
         ("target", "epochs = 40\ntarget_acc = 0.3", Reason::Target),
     ] {

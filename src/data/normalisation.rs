@@ -14,6 +14,10 @@ pub enum NormalisationKind {
     /// One mean and one standard deviation over all values: for images, where a pixel's scale has a
     /// meaning relative to its neighbours.
     Global,
+    /// Each feature's own mean, and one standard deviation for all: for images whose pixels differ
+    /// in brightness, as those of centred figures do. Inputs without a common part train faster
+    /// (LeCun et al., "Efficient BackProp", 1998), and pixels that hardly vary are not blown up.
+    Centred,
 }
 
 /// `x * scale + shift` for each feature. Taken from the training rows and used for training and
@@ -42,13 +46,16 @@ impl Normalisation {
     /// on the number of threads.
     pub fn new(kind: NormalisationKind, train: &Dataset) -> Self {
         let features = train.features();
-        let moments = match (kind, train.values()) {
+        let mut moments = match (kind, train.values()) {
             (NormalisationKind::None, _) => {
                 return Normalisation { scale: vec![1.0; features], shift: vec![0.0; features] };
             }
             (_, Values::U8(v)) => Moments::of_bytes(kind, v, features),
             (_, Values::F32(v)) => Moments::of_floats(kind, v, features),
         };
+        if kind == NormalisationKind::Centred {
+            moments.pool();
+        }
         let (scale, shift) = moments.0.into_iter().map(scale_and_shift).unzip();
         Normalisation { scale, shift }
     }
@@ -140,6 +147,18 @@ impl Moments {
     }
 }
 
+impl Moments {
+    /// One variance for all features that vary: the mean over all features, so that all values
+    /// together have deviation 1.
+    fn pool(&mut self) {
+        let sum: f64 = self.0.iter().filter_map(|&(_, variance)| variance).sum();
+        let pooled = sum / self.0.len() as f64;
+        for (_, variance) in &mut self.0 {
+            *variance = variance.map(|_| pooled);
+        }
+    }
+}
+
 /// The factor and the summand that give mean 0 and deviation 1; 0 and 0 where there is no such
 /// factor.
 fn scale_and_shift((mean, variance): (f64, Option<f64>)) -> (f32, f32) {
@@ -181,7 +200,7 @@ fn sums<W: Copy + Sync>(
 mod tests {
     use super::*;
     use crate::data::synthetic;
-    use NormalisationKind::{Global, None, PerFeature};
+    use NormalisationKind::{Centred, Global, None, PerFeature};
 
     fn table(columns: &[&[f32]]) -> Dataset {
         let rows = columns[0].len();
@@ -208,6 +227,27 @@ mod tests {
         assert_eq!((n.scale, n.shift), (vec![0.5; 2], vec![-1.0; 2]));
         let n = Normalisation::new(None, &set);
         assert_eq!((n.scale, n.shift), (vec![1.0; 2], vec![0.0; 2]));
+    }
+
+    #[test]
+    fn centred_by_hand() {
+        // Means 2, 16 and 7, variances 1, 49 and 0; their mean is 50/3.
+        let columns: [&[f32]; 3] = [&[1.0, 3.0, 1.0, 3.0], &[9.0, 23.0, 23.0, 9.0], &[7.0; 4]];
+        let scale = (3f64 / 50.0).sqrt();
+        let bytes = (0..4).flat_map(|r| columns.map(|c| c[r] as u8)).collect();
+        let bytes = Dataset::from_bytes(bytes, 3, vec![0; 4], 1).unwrap();
+        for set in [table(&columns), bytes] {
+            let n = Normalisation::new(Centred, &set);
+            assert_eq!(n.scale, [scale as f32, scale as f32, 0.0]);
+            assert_eq!(n.shift, [(-2.0 * scale) as f32, (-16.0 * scale) as f32, 0.0]);
+            let mut rows = vec![f32::NAN; 12];
+            set.rows_f32(0..4, &mut rows);
+            n.apply(&mut rows);
+            let square = rows.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 12.0;
+            assert!((square - 1.0).abs() <= 1e-6, "{square}");
+        }
+        let n = Normalisation::new(Centred, &table(&[&[0.1; 7], &[3.0; 7]]));
+        assert_eq!((n.scale, n.shift), (vec![0.0; 2], vec![0.0; 2]));
     }
 
     #[test]
@@ -248,7 +288,7 @@ mod tests {
         let labels = vec![0; 5000];
         let bytes = Dataset::from_bytes(bytes, 3, labels.clone(), 1).unwrap();
         let floats = Dataset::from_arrays(floats, 3, labels, 1).unwrap();
-        for kind in [PerFeature, Global] {
+        for kind in [PerFeature, Global, Centred] {
             let (a, b) = (Normalisation::new(kind, &bytes), Normalisation::new(kind, &floats));
             for (a, b) in a.scale.iter().chain(&a.shift).zip(b.scale.iter().chain(&b.shift)) {
                 // Both round a 64-bit result to 32 bits once.
@@ -265,7 +305,9 @@ mod tests {
         let set = synthetic(10_000, 7, 4, 2);
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| [PerFeature, Global].map(|kind| Normalisation::new(kind, &set)))
+            pool.install(|| {
+                [PerFeature, Global, Centred].map(|kind| Normalisation::new(kind, &set))
+            })
         };
         let one = with(1);
         assert!([2, 3, 8].into_iter().all(|threads| with(threads) == one));

@@ -135,6 +135,8 @@ pub enum NormaliseConfig {
     Global,
     /// Mean and deviation of each feature.
     PerFeature,
+    /// Mean of each feature, one deviation for all.
+    Centred,
     /// As they are.
     None,
 }
@@ -144,6 +146,7 @@ impl From<NormaliseConfig> for NormalisationKind {
         match config {
             NormaliseConfig::Global => NormalisationKind::Global,
             NormaliseConfig::PerFeature => NormalisationKind::PerFeature,
+            NormaliseConfig::Centred => NormalisationKind::Centred,
             NormaliseConfig::None => NormalisationKind::None,
         }
     }
@@ -172,6 +175,9 @@ pub struct LoopConfig {
     /// Epochs at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u64>,
+    /// Updates at most; where they end within an epoch, the run does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
     /// Seconds of training at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
@@ -238,7 +244,7 @@ impl Config {
     /// # Errors
     /// Names the first key whose value cannot be used.
     pub fn validate(&self) -> Result<()> {
-        let LoopConfig { batch, accumulate, epochs, seconds, target_acc, .. } = self.train;
+        let LoopConfig { batch, accumulate, epochs, steps, seconds, target_acc, .. } = self.train;
         let refuse = |key: &str, problem: String| Err(Error::config(key, problem));
         if self.recipe.is_empty() || self.recipe.contains(['/', '\\']) {
             let problem = format!("'{}' cannot name a folder", self.recipe);
@@ -250,11 +256,15 @@ impl Config {
         if accumulate == 0 {
             return refuse("train.accumulate", "0 batches: an update takes at least one".into());
         }
-        if epochs.is_none() && seconds.is_none() {
-            return refuse("train", "neither `epochs` nor `seconds` bounds the run".into());
+        if epochs.is_none() && steps.is_none() && seconds.is_none() {
+            let problem = "none of `epochs`, `steps` and `seconds` bounds the run";
+            return refuse("train", problem.into());
         }
         if epochs == Some(0) {
             return refuse("train.epochs", "0 epochs: a run has at least one".into());
+        }
+        if steps == Some(0) {
+            return refuse("train.steps", "0 updates: a run has at least one".into());
         }
         if let Some(seconds) = seconds.filter(|s| !(s.is_finite() && *s > 0.0)) {
             return refuse("train.seconds", format!("{seconds} is not a time above 0"));

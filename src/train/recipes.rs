@@ -68,20 +68,22 @@ epochs = 40
 label_smoothing = 0.05
 "#;
 
-/// The shortest schedule that found the 98 % for each of ten seeds, with 0.2 % to spare: two epochs
-/// need a short rise, a quick second moment and smoothed labels.
+/// The least work that found the 98 % for each of some thirty seeds, in f32 and bf16: an epoch and
+/// an eighth. It takes pixels without their common part, a moderate start, a short rise and a
+/// straight way down to 0, a quick second moment and smoothed labels; after one epoch of these
+/// batches, or with all pixels normalised alike, some seeds are below.
 const MNIST: &str = r#"
 recipe = "mnist"
 
 [data]
 source = "idx"
-normalise = "global"
+normalise = "centred"
 
 [model]
 layers = [
     { kind = "flatten" },
-    { kind = "linear", name = "fc1", outputs = 512, activation = "relu" },
-    { kind = "linear", name = "fc2", outputs = 512, activation = "relu" },
+    { kind = "linear", name = "fc1", outputs = 512, activation = "relu", initial = "xavier_normal" },
+    { kind = "linear", name = "fc2", outputs = 512, activation = "relu", initial = "xavier_normal" },
     { kind = "linear", name = "out", outputs = 10 },
 ]
 
@@ -94,9 +96,10 @@ betas = [0.9, 0.98]
 [schedule]
 kind = "one_cycle"
 pct_start = 0.1
+anneal = "linear"
 
 [train]
 batch = 128
-epochs = 2
+steps = 528
 label_smoothing = 0.1
 "#;

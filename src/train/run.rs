@@ -1,6 +1,6 @@
 //! A configured run in its folder: from the start, or from where it was interrupted.
 
-use super::config::Config;
+use super::config::{Config, LoopConfig};
 use super::state::{self, Position};
 use super::trainer::{Review, TrainOptions, Trainer};
 use crate::data::Split;
@@ -23,6 +23,8 @@ pub enum Reason {
     Target,
     /// All epochs are done.
     Epochs,
+    /// All updates are done.
+    Steps,
     /// The time is used up.
     Time,
     /// The user asked to stop; the run can be resumed.
@@ -35,6 +37,7 @@ impl Reason {
         match self {
             Reason::Target => "target",
             Reason::Epochs => "epochs",
+            Reason::Steps => "steps",
             Reason::Time => "time",
             Reason::Interrupted => "interrupted",
         }
@@ -58,7 +61,7 @@ pub struct Started {
     pub rows: (usize, usize),
     /// Updates of one epoch.
     pub steps_per_epoch: u64,
-    /// All updates, when epochs bound the run.
+    /// All updates, when epochs or updates bound the run.
     pub total_steps: Option<u64>,
     /// The step after which the run goes on; 0 for a new one.
     pub resumed_at: u64,
@@ -267,9 +270,11 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// All updates of the run, when only epochs bound it.
+    /// All updates of the run, when it is not time alone that bounds it.
     fn total_steps(&self) -> Option<u64> {
-        self.config.train.epochs.map(|epochs| epochs.saturating_mul(self.trainer.steps_per_epoch()))
+        let LoopConfig { epochs, steps, .. } = self.config.train;
+        let by_epochs = epochs.map(|epochs| epochs.saturating_mul(self.trainer.steps_per_epoch()));
+        by_epochs.into_iter().chain(steps).min()
     }
 
     /// Share of the budget that is used, 0 to 1: by steps, by time, or the larger of the two.
@@ -350,6 +355,10 @@ impl<'a> Runner<'a> {
                     self.review(observer)?;
                     return Ok(self.reached(&limits).unwrap_or(Reason::Time));
                 }
+                if limits.steps.is_some_and(|steps| self.position.step >= steps) {
+                    self.review(observer)?;
+                    return Ok(self.reached(&limits).unwrap_or(Reason::Steps));
+                }
                 self.step(observer, trace_every)?;
                 let mid_epoch = self.position.offset < self.trainer.rows();
                 if mid_epoch && self.checkpoint_is_due() {
@@ -375,7 +384,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Whether a resumed run was at its end already.
-    fn ended_before(&self, limits: &super::LoopConfig) -> Option<Reason> {
+    fn ended_before(&self, limits: &LoopConfig) -> Option<Reason> {
         if self.position.step == 0 {
             return None;
         }
@@ -489,7 +498,7 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn reached(&self, limits: &super::LoopConfig) -> Option<Reason> {
+    fn reached(&self, limits: &LoopConfig) -> Option<Reason> {
         let accuracy = f64::from_bits(self.position.accuracy?);
         limits.target_acc.filter(|target| accuracy >= *target).map(|_| Reason::Target)
     }

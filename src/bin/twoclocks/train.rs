@@ -20,13 +20,16 @@ pub struct TrainArgs {
     work: Work,
     /// Continue a run in its own folder, to the end that it was configured for.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
-        "work", "data", "device", "precision", "seed", "lr", "batch", "epochs", "time",
+        "work", "data", "device", "precision", "seed", "lr", "batch", "epochs", "steps", "time",
         "target_acc", "out", "print_config", "threads",
     ])]
     resume: Option<PathBuf>,
     /// Epochs at most.
     #[arg(long)]
     epochs: Option<u64>,
+    /// Updates at most.
+    #[arg(long)]
+    steps: Option<u64>,
     /// Training time at most: 30s, 2m, 1h.
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
@@ -97,15 +100,12 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
 fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     let threads = args.common.as_ref().and_then(|common| common.threads);
     let mut config = args.work.config("digits", threads)?;
-    if let Some(epochs) = args.epochs {
-        config.train.epochs = Some(epochs);
+    // A budget that is given replaces the recipe's, in whatever unit that is.
+    if args.epochs.is_some() || args.steps.is_some() || args.time.is_some() {
+        (config.train.epochs, config.train.steps) = (args.epochs, args.steps);
     }
     if let Some(time) = &args.time {
         config.train.seconds = Some(duration(time)?);
-        // A time budget replaces the recipe's number of epochs, unless both are given.
-        if args.epochs.is_none() {
-            config.train.epochs = None;
-        }
     }
     if let Some(target) = args.target_acc {
         config.train.target_acc = Some(target);
