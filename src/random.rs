@@ -27,6 +27,12 @@ impl Random {
         mix(self.state)
     }
 
+    /// This stream after `count` more calls of [`Random::bits`], at once.
+    #[must_use]
+    pub fn skip(&self, count: u64) -> Random {
+        Random { state: self.state.wrapping_add(count.wrapping_mul(0x9E37_79B9_7F4A_7C15)) }
+    }
+
     /// Uniform in [0, 1), with 53 random bits.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
@@ -76,6 +82,16 @@ mod tests {
         let mut counts = [0i32; 3];
         (0..n).for_each(|_| counts[random.below(3) as usize] += 1);
         assert!(counts.iter().all(|&c| (c - n / 3).abs() < 1500), "{counts:?}");
+    }
+
+    #[test]
+    fn skipping_is_drawing() {
+        let mut random = Random::new(5, 2);
+        let ahead = random.skip(1000).bits();
+        for _ in 0..1000 {
+            random.bits();
+        }
+        assert_eq!(random.bits(), ahead);
     }
 
     #[test]

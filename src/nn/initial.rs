@@ -1,6 +1,7 @@
 //! Starting values of parameters.
 
 use crate::random::Random;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// How a parameter starts. `fan_in` and `fan_out` are the inputs and outputs of one unit.
@@ -26,30 +27,39 @@ pub enum Initial {
 }
 
 impl Initial {
-    /// Fills `values` with starting values.
-    pub fn fill(self, values: &mut [f32], fan_in: usize, fan_out: usize, random: &mut Random) {
+    /// Fills `values` with starting values: value `i` takes the numbers of the stream that are its
+    /// own, so that parts can be filled at the same time.
+    pub fn fill(self, values: &mut [f32], fan_in: usize, fan_out: usize, random: &Random) {
         let (fan_in, fan_out) = (fan_in.max(1) as f64, fan_out.max(1) as f64);
-        let mut normal = |deviation: f64| {
-            values.iter_mut().for_each(|value| *value = (deviation * random.normal()) as f32);
-        };
         match self {
             Initial::Zeros => values.fill(0.0),
             Initial::Ones => values.fill(1.0),
-            Initial::KaimingNormal => normal((2.0 / fan_in).sqrt()),
-            Initial::XavierNormal => normal((2.0 / (fan_in + fan_out)).sqrt()),
-            Initial::Normal(deviation) => normal(f64::from(deviation)),
-            Initial::FanIn | Initial::KaimingUniform | Initial::XavierUniform => {
-                let bound = match self {
-                    Initial::FanIn => fan_in.sqrt().recip(),
-                    Initial::KaimingUniform => (6.0 / fan_in).sqrt(),
-                    _ => (6.0 / (fan_in + fan_out)).sqrt(),
-                };
-                for value in values {
-                    *value = random.uniform(-bound, bound) as f32;
-                }
-            }
+            Initial::KaimingNormal => normal(values, (2.0 / fan_in).sqrt(), random),
+            Initial::XavierNormal => normal(values, (2.0 / (fan_in + fan_out)).sqrt(), random),
+            Initial::Normal(deviation) => normal(values, f64::from(deviation), random),
+            Initial::FanIn => uniform(values, fan_in.sqrt().recip(), random),
+            Initial::KaimingUniform => uniform(values, (6.0 / fan_in).sqrt(), random),
+            Initial::XavierUniform => uniform(values, (6.0 / (fan_in + fan_out)).sqrt(), random),
         }
     }
+}
+
+/// Values that one thread fills at a time.
+const PART: usize = 1 << 15;
+
+/// A normal number takes two of the stream.
+fn normal(values: &mut [f32], deviation: f64, random: &Random) {
+    values.par_chunks_mut(PART).enumerate().for_each(|(part, values)| {
+        let mut random = random.skip(2 * (part * PART) as u64);
+        values.iter_mut().for_each(|value| *value = (deviation * random.normal()) as f32);
+    });
+}
+
+fn uniform(values: &mut [f32], bound: f64, random: &Random) {
+    values.par_chunks_mut(PART).enumerate().for_each(|(part, values)| {
+        let mut random = random.skip((part * PART) as u64);
+        values.iter_mut().for_each(|value| *value = random.uniform(-bound, bound) as f32);
+    });
 }
 
 #[cfg(test)]
@@ -68,10 +78,28 @@ mod tests {
             (Initial::FanIn, 1.0 / 900.0),
             (Initial::Normal(0.02), 4e-4),
         ] {
-            initial.fill(&mut values, fan_in, fan_out, &mut Random::new(3, 1));
+            initial.fill(&mut values, fan_in, fan_out, &Random::new(3, 1));
             let n = values.len() as f64;
             let found = values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n;
             assert!((found / variance - 1.0).abs() < 0.03, "{initial:?}: {found} for {variance}");
+        }
+    }
+
+    /// The parts continue the stream.
+    #[test]
+    fn parts_do_not_show() {
+        let random = Random::new(4, 9);
+        let mut values = vec![0f32; 3 * PART + 77];
+        for initial in [Initial::Normal(0.5), Initial::FanIn] {
+            initial.fill(&mut values, 16, 4, &random);
+            let mut serial = random.clone();
+            for (i, &value) in values.iter().enumerate() {
+                let expected = match initial {
+                    Initial::FanIn => serial.uniform(-0.25, 0.25),
+                    _ => 0.5 * serial.normal(),
+                };
+                assert_eq!(value, expected as f32, "{initial:?} at {i}");
+            }
         }
     }
 }

@@ -145,8 +145,8 @@ impl Parameters {
                 _ => [info.shape.columns(), info.shape.columns()],
             };
             let place = info.offset..info.offset + info.shape.elements();
-            let mut random = Random::new(seed, number as u64);
-            info.initial.fill(&mut values[place], fan_in, fan_out, &mut random);
+            let random = Random::new(seed, number as u64);
+            info.initial.fill(&mut values[place], fan_in, fan_out, &random);
         }
         values
     }
