@@ -1,6 +1,9 @@
-//! Which precision multiplies faster on this machine, by measurement.
+//! Which precision multiplies faster on this machine, by measurement; and how fast at most.
 
-use super::{ALIGNMENT, Address, Engine, Operands, PackedWeights, Plan, Precision, Spec};
+use super::{
+    ALIGNMENT, Address, Engine, Operands, PackedLayout, PackedWeights, Plan, Precision, Spec,
+    driver::Kernel, with_kernel,
+};
 use crate::device::cpu::{Isa, Memory};
 use crate::tensor::DType;
 use half::bf16;
@@ -21,6 +24,8 @@ pub struct Choice {
 const LEAST_GAIN: f64 = 1.3;
 /// Extents are measured up to here: beyond it rates hardly change.
 const MOST: usize = 512;
+/// FLOPs that are timed at least.
+const LEAST_FLOPS: u64 = 1 << 20;
 /// Repetitions, of which the fastest counts.
 const TIMES: usize = 4;
 
@@ -52,6 +57,22 @@ pub fn choose(isa: Isa, rows: usize, weights: &[[usize; 2]]) -> Choice {
     Choice { precision, gain }
 }
 
+/// FLOPs a second of one thread's microkernel on panels that are packed and in L1: the ceiling of
+/// products in that precision. Takes about a millisecond.
+///
+/// # Panics
+/// When this machine lacks the instruction set.
+pub fn ceiling(isa: Isa, precision: Precision) -> f64 {
+    let engine = Engine::new(isa, precision);
+    let (rows, cols, depth) =
+        with_kernel!(engine, K => (K::ROWS, 2 * K::LANES, 128), else (64, 64, 256));
+    let spec = Spec::new(rows, cols, depth).in_precision(precision);
+    let packs = engine != Engine::MatrixMultiply;
+    let plan = Plan::single(isa, spec, packs, packs);
+    let best = (0..100).map(|_| fastest(&plan)).min().unwrap_or_default();
+    spec.flops() as f64 / best.as_secs_f64().max(1e-9)
+}
+
 /// Time of `x W`, `dy W^T` and `x^T dy`.
 fn seconds(isa: Isa, precision: Precision, rows: usize, weight: [usize; 2]) -> Duration {
     let [inputs, outputs] = weight;
@@ -69,27 +90,32 @@ fn seconds(isa: Isa, precision: Precision, rows: usize, weight: [usize; 2]) -> D
 fn fastest(plan: &Plan) -> Duration {
     let Spec { m, n, k, .. } = *plan.spec();
     let memory = |elements: usize| Memory::zeroed((elements + ALIGNMENT) * size_of::<f32>());
-    let (a, b) = (memory(m * k), memory((k * n).max(plan.packed_b().len())));
+    let (layout_a, layout_b) = (plan.packed_a(), plan.packed_b());
+    let (a, b) = (memory((m * k).max(layout_a.len())), memory((k * n).max(layout_b.len())));
     let (mut c, mut scratch) = (memory(m * n), memory(plan.scratch_len()));
-    let b = b.bytes().as_ptr();
+    let address = |memory: &Memory, packed: bool, layout: PackedLayout| match layout.element {
+        DType::Bf16 if packed => Address::Bf16(memory.bytes().as_ptr().cast::<bf16>()),
+        _ => Address::F32(memory.bytes().as_ptr().cast()),
+    };
     let operands = Operands {
-        a: Address::F32(a.bytes().as_ptr().cast()),
+        a: address(&a, plan.packed_a, layout_a),
         lda: plan.spec().a_shape().1,
-        b: match plan.packed_b().element {
-            DType::Bf16 if plan.packed_b => Address::Bf16(b.cast::<bf16>()),
-            _ => Address::F32(b.cast()),
-        },
+        b: address(&b, plan.packed_b, layout_b),
         ldb: plan.spec().b_shape().1,
         c: c.bytes_mut().as_mut_ptr().cast(),
         ldc: n,
         scratch: scratch.bytes_mut().as_mut_ptr().cast(),
     };
+    // Short products are repeated until the clock can tell.
+    let repeats = (LEAST_FLOPS / plan.spec().flops().max(1)).max(1) as u32;
     let run = |_| {
         let start = Instant::now();
-        // SAFETY: the operands are dense, as long as their shapes and the plan's layouts say, and
-        // nobody else uses them.
-        unsafe { plan.run(&operands, None) };
-        start.elapsed()
+        for _ in 0..repeats {
+            // SAFETY: the operands are dense, as long as their shapes and the plan's layouts say,
+            // and nobody else uses them.
+            unsafe { plan.run(&operands, None) };
+        }
+        start.elapsed() / repeats
     };
     (0..TIMES).map(run).min().unwrap_or_default()
 }
@@ -97,6 +123,16 @@ fn fastest(plan: &Plan) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ceilings_are_those_of_a_computer() {
+        for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Amx) {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let rate = ceiling(isa, precision);
+                assert!(rate > 1e8 && rate < 1e13, "{isa} {precision}: {rate}");
+            }
+        }
+    }
 
     #[test]
     fn without_bf16_instructions_the_choice_is_f32() {

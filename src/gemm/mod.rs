@@ -42,7 +42,7 @@ mod rounded;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Choice, choose};
+pub use choice::{Choice, ceiling, choose};
 pub use layout::{PackedLayout, PackedWeight, PackedWeights, WEIGHT_BAND};
 
 use crate::device::cpu::Isa;
@@ -61,9 +61,10 @@ pub enum Precision {
     /// IEEE f32.
     #[default]
     F32,
-    /// f32 operands as sums of three bf16 parts, where the processor multiplies tiles of bf16 (AMX):
-    /// at least as accurate as `F32` for sums of eight products or more, but what is not finite gives
-    /// NaN. Elsewhere the same as `F32`.
+    /// f32 operands as sums of three bf16 parts, where the processor multiplies tiles of bf16 (AMX).
+    /// In sums of eight or more products of like size its error is no larger than that of `F32`;
+    /// where single products make a sum, it is up to a quarter larger. What is not finite gives NaN.
+    /// Elsewhere the same as `F32`.
     #[serde(rename = "f32_split")]
     F32Split,
     /// Operands are rounded to bf16, to nearest even; subnormal numbers count as zero where the

@@ -207,6 +207,11 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
     let mut sorted = row.seconds.clone();
     sorted.sort_by(f64::total_cmp);
     let median = output::quantile(&sorted, 0.5);
+    let mut peak = *peak;
+    if row.precision != Precision::F32 {
+        let ceiling = gemm::ceiling(cpu.isa(), row.precision) * cpu.threads() as f64;
+        peak.flops_per_s = peak.flops_per_s.max(ceiling);
+    }
     let floor = peak.floor_seconds(row.flops, row.bytes, CACHE_BYTES);
     let mut updates = row.updates.clone();
     updates.sort_by(f64::total_cmp);

@@ -61,7 +61,7 @@ struct Work {
     /// Where to compute: auto, cpu or cuda:N.
     #[arg(long)]
     device: Option<String>,
-    /// Element type of the arithmetic: auto, f32 or bf16.
+    /// Precision of products: auto, f32, f32_split (f32 by bf16 tiles, AMX) or bf16.
     #[arg(long)]
     precision: Option<String>,
     /// Seed of initialisation, shuffling and dropout.

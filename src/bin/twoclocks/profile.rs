@@ -6,6 +6,8 @@ use serde_json::json;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use twoclocks::device::Device;
+use twoclocks::device::cpu::Peak;
+use twoclocks::gemm::{self, Plan, Precision, Spec};
 use twoclocks::tape::{Recording, Store};
 use twoclocks::{Error, Result};
 
@@ -35,6 +37,15 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         return Err(Error::device(config.device, "profiles are for the CPU"));
     };
     let peak = cpu.peak();
+    // Products of another precision than f32 have a ceiling of their own.
+    let precision = trainer.precision();
+    let spec = Spec::new(512, 512, 512).in_precision(precision);
+    let product = Plan::new(cpu.isa(), spec, false, false).engine();
+    let ceiling = match precision {
+        Precision::F32 => peak.flops_per_s,
+        _ => gemm::ceiling(cpu.isa(), precision) * cpu.threads() as f64,
+    };
+    let products = Peak { flops_per_s: ceiling.max(peak.flops_per_s), ..peak };
     trainer.start_epoch(0)?;
     for step in 1..=20 {
         trainer.step(step, 0, 1e-6)?;
@@ -83,6 +94,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         );
     }
     for (node, &seconds) in nodes.iter().zip(&medians) {
+        let peak = if node.kernel == product { products } else { peak };
         let floor = peak.floor_seconds(node.cost.flops, node.cost.bytes, CACHE_BYTES);
         floor_sum += floor;
         if args.common.json {
