@@ -99,6 +99,25 @@ fn packed_weights_follow_the_weights() {
     }
 }
 
+/// A traced replay is a replay: it too packs weights that nobody has packed yet.
+#[test]
+fn a_traced_first_step_has_packed_weights() {
+    let data = Split { train: synthetic(400, 33, 7, 1), test: synthetic(100, 33, 7, 2) };
+    let gradients = |traced: bool| {
+        let mut fresh = trainer(Isa::detect().expect("isa"), Precision::Bf16, &[40, 7], &data);
+        let (recording, store) = fresh.step_recording().expect("recorded");
+        match traced {
+            true => drop(recording.replay_traced(store).expect("replay")),
+            false => recording.replay(store).expect("replay"),
+        }
+        let region = fresh.parameters().gradients();
+        let mut values = vec![0f32; fresh.store().len(region)];
+        fresh.store().read(region, 0, &mut values).expect("read");
+        values
+    };
+    assert_eq!(gradients(true), gradients(false));
+}
+
 /// The optimizer's copies are those that packing the weights anew gives.
 #[test]
 fn the_optimizer_writes_the_copies_that_packing_gives() {

@@ -343,6 +343,8 @@ def kernels(options):
 
 
 def main():
+    # Programs that allocate in every step keep their memory, and PyTorch takes huge pages, as ours does.
+    os.environ |= {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
     parser = argparse.ArgumentParser(description="Time twoclocks and its peers in turn.")
     parser.add_argument("what", nargs="?", choices=["steps", "mnist", "kernels"], default="steps")
     parser.add_argument("--work", nargs="+", choices=NETS, default=NETS, help="nets of `steps`")

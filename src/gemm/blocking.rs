@@ -143,6 +143,11 @@ impl Grid {
         self.rows * self.cols * self.parts
     }
 
+    /// Whether each row of C is in one tile only, and so each row of A.
+    pub fn rows_apart(&self) -> bool {
+        self.cols == 1 && self.parts == 1
+    }
+
     /// The chunk with that number.
     pub fn tile(&self, chunk: usize, k: usize) -> Tile {
         assert!(chunk < self.tiles(), "tile {chunk} of {}", self.tiles());

@@ -26,6 +26,8 @@ const LEAST_GAIN: f64 = 1.3;
 const MOST: usize = 512;
 /// FLOPs that are timed at least.
 const LEAST_FLOPS: u64 = 1 << 20;
+/// Products that are timed together at most.
+const MOST_REPEATS: u64 = 100;
 /// Repetitions, of which the fastest counts.
 const TIMES: usize = 4;
 
@@ -38,7 +40,7 @@ const TIMES: usize = 4;
 pub fn choose(isa: Isa, rows: usize, weights: &[[usize; 2]]) -> Choice {
     let own = Engine::new(isa, Precision::Bf16).is_native_bf16();
     let mut shapes: Vec<[usize; 2]> =
-        weights.iter().map(|weight| weight.map(|extent| extent.min(MOST))).collect();
+        weights.iter().map(|weight| weight.map(|extent| extent.clamp(1, MOST))).collect();
     shapes.sort_unstable();
     let rows = rows.clamp(1, MOST);
     let (mut f32_time, mut bf16_time) = (Duration::ZERO, Duration::ZERO);
@@ -58,7 +60,7 @@ pub fn choose(isa: Isa, rows: usize, weights: &[[usize; 2]]) -> Choice {
 }
 
 /// FLOPs a second of one thread's microkernel on panels that are packed and in L1: the ceiling of
-/// products in that precision. Takes about a millisecond.
+/// products in that precision. Takes some milliseconds with SIMD.
 ///
 /// # Panics
 /// When this machine lacks the instruction set.
@@ -69,7 +71,7 @@ pub fn ceiling(isa: Isa, precision: Precision) -> f64 {
     let spec = Spec::new(rows, cols, depth).in_precision(precision);
     let packs = engine != Engine::MatrixMultiply;
     let plan = Plan::single(isa, spec, packs, packs);
-    let best = (0..100).map(|_| fastest(&plan)).min().unwrap_or_default();
+    let best = (0..10).map(|_| fastest(&plan)).min().unwrap_or_default();
     spec.flops() as f64 / best.as_secs_f64().max(1e-9)
 }
 
@@ -107,7 +109,7 @@ fn fastest(plan: &Plan) -> Duration {
         scratch: scratch.bytes_mut().as_mut_ptr().cast(),
     };
     // Short products are repeated until the clock can tell.
-    let repeats = (LEAST_FLOPS / plan.spec().flops().max(1)).max(1) as u32;
+    let repeats = (LEAST_FLOPS / plan.spec().flops().max(1)).clamp(1, MOST_REPEATS) as u32;
     let run = |_| {
         let start = Instant::now();
         for _ in 0..repeats {

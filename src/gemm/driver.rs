@@ -206,7 +206,7 @@ impl Panels {
         let l2 = Caches::get().l2;
         let most = |weave: Weave, share: usize, step: usize| {
             let bytes = K::DEPTH * weave.element.size() * weave.parts;
-            (l2 / share / bytes).next_multiple_of(step)
+            (l2 / share / bytes).max(1).next_multiple_of(step)
         };
         Unit {
             rows: self.rows,
@@ -340,7 +340,7 @@ pub(super) unsafe fn tile<K: Kernel>(
                     rows: panels.rows.min(rows.end - i),
                     cols: panel_cols.min(cols.end - j),
                     depth: block.next_multiple_of(layout_a.multiple),
-                    a: a.at.add(i * a.start + start * a.depth),
+                    a: a.at.wrapping_add(i * a.start + start * a.depth),
                     a_row: a.row,
                     a_depth: a.depth,
                     a_panel: layout_a.panel_len(),
@@ -385,8 +385,8 @@ pub(super) unsafe fn tile<K: Kernel>(
         } else {
             for i in (rows.start..rows.end).step_by(panels.rows) {
                 for j in (cols.start..cols.end).step_by(panel_cols) {
-                    // SAFETY: (start, j) lies inside B as stored or packed (contract).
-                    let panel = unsafe { b.at.add(j * b.start + start * b.depth) };
+                    // Without inner terms there is no B to lie in.
+                    let panel = b.at.wrapping_add(j * b.start + start * b.depth);
                     multiply(i, j, (panel, b.depth));
                 }
                 finish(Range { start: i, end: rows.end.min(i + panels.rows) }, cols);

@@ -134,11 +134,15 @@ pub struct PackedWeights {
 impl PackedWeights {
     /// Lays out the copies of weights \[inputs, outputs\] that start at `offset` of flat weights.
     /// `None` where the engine of this precision reads weights as they are: in plain f32.
+    ///
+    /// # Panics
+    /// When this machine lacks the instruction set, or the copies exceed the address space.
     pub fn new(
         isa: Isa,
         precision: Precision,
         weights: impl IntoIterator<Item = (usize, [usize; 2])>,
     ) -> Option<PackedWeights> {
+        assert!(isa.is_available(), "this machine lacks {isa}");
         let engine = Engine::new(isa, precision);
         if engine == Engine::new(isa, Precision::F32) {
             return None;
@@ -150,6 +154,9 @@ impl PackedWeights {
         let element = layout(1, 1).element;
         let (mut len, mut packed) = (0, Vec::new());
         for (offset, [inputs, outputs]) in weights {
+            // Filling up makes a copy at most so many times as large, in each extent.
+            let most = (inputs.max(1) as u128 + 64) * (outputs.max(1) as u128 + 64) * 16;
+            assert!(most < isize::MAX as u128 / 64, "a weight [{inputs}, {outputs}] is too large");
             let layouts = [layout(outputs, inputs), layout(inputs, outputs)];
             let places = layouts.map(|layout| {
                 let place = len;
@@ -203,7 +210,7 @@ impl PackedWeights {
                 let rows = start..inputs.min(start + WEIGHT_BAND);
                 let source = source.wrapping_add(start * outputs);
                 // SAFETY: the slice above has all rows, the assertions make room for the copies,
-                // which are borrowed exclusively.
+                // which are borrowed exclusively; `new` found the instruction set.
                 unsafe { self.pack_band(number, rows, source, packed.as_mut_ptr()) };
             }
         }

@@ -427,8 +427,9 @@ impl Plan {
                 true => blocking::pack_chunks(&layout),
                 false => 0,
             };
+            // Tiles whose rows are theirs alone pack them themselves: one phase less.
             plan.pack_chunks = [
-                chunks(panels.pack_a, plan.packed_a()),
+                chunks(panels.pack_a && !plan.grid.rows_apart(), plan.packed_a()),
                 chunks(panels.b == SourceB::Scratch, plan.packed_b()),
             ];
         }
@@ -512,20 +513,20 @@ impl Plan {
         // SAFETY: the caller's contract.
         unsafe {
             if chunk < of_a {
-                self.pack_a(chunk, of_a, operands);
+                let (panels, depth) = blocking::pack_part(&self.packed_a(), chunk, of_a);
+                self.pack_a(panels, depth, operands);
             } else {
                 self.pack_b(chunk - of_a, of_b, operands);
             }
         }
     }
 
-    /// Packs one of `chunks` parts of A.
+    /// Packs some panels of A, or a part of their depth.
     ///
     /// # Safety
     /// As for [`Plan::pack`].
-    unsafe fn pack_a(&self, chunk: usize, chunks: usize, operands: &Operands) {
+    unsafe fn pack_a(&self, panels: Range, depth: Range, operands: &Operands) {
         let layout = self.packed_a();
-        let (panels, depth) = blocking::pack_part(&layout, chunk, chunks);
         // Rows of a panel of A are stored rows unless A is transposed; those of B are columns.
         let swapped = match self.spec.a {
             Transpose::No => Transpose::Yes,
@@ -573,10 +574,14 @@ impl Plan {
             (*operands, self.spec.accumulate, epilogue)
         };
         // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`). What is
-        // packed and was not in phase 1 is packed here, and then this is the only tile.
+        // packed and was not in phase 1 is packed here: the rows of A of this tile, which no other
+        // tile has; B only where this is the only tile.
         with_kernel!(self.engine, K => unsafe {
             if self.panels.pack_a && self.pack_chunks[0] == 0 {
-                self.pack_a(0, 1, operands);
+                let layout = self.packed_a();
+                let end = tile.rows.end.div_ceil(layout.width);
+                let panels = Range { start: tile.rows.start / layout.width, end };
+                self.pack_a(panels, tile.depth, operands);
             }
             if self.panels.b == SourceB::Scratch && self.pack_chunks[1] == 0 {
                 self.pack_b(0, 1, operands);
@@ -716,9 +721,10 @@ fn in_scratch(layout: PackedLayout) -> usize {
 
 fn check(name: &str, (rows, cols): (usize, usize), len: usize, stride: usize) {
     assert!(rows <= 1 || stride >= cols, "{name}: row stride {stride} of rows of {cols}");
-    let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+    let end = |rows: usize| (rows - 1).checked_mul(stride)?.checked_add(cols);
+    let fits = rows == 0 || cols == 0 || end(rows).is_some_and(|needed| len >= needed);
     assert!(
-        len >= needed,
-        "{name}: {len} elements, {rows} x {cols} with row stride {stride} needs {needed}"
+        fits,
+        "{name}: {len} elements are too few for {rows} x {cols} with row stride {stride}"
     );
 }

@@ -72,6 +72,7 @@ impl Linear {
     /// Records the mean cross-entropy of `labels` (u32 \[rows\]) and this layer's outputs as logits,
     /// which are never all in memory: for a last layer with many outputs, in place of
     /// [`Module::forward`] and [`ops::softmax_cross_entropy()`]. See [`ops::linear_cross_entropy()`].
+    /// In f32, whatever the precision of the model.
     ///
     /// # Errors
     /// The layer has an activation, or as [`ops::linear_cross_entropy()`].

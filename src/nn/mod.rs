@@ -14,7 +14,7 @@ pub use layers::{Activate, Dropout, Embedding, Flatten, LayerNorm, Linear, RmsNo
 pub use parameters::{Bound, Parameter, ParameterInfo, Parameters, Role};
 
 use crate::error::Result;
-use crate::gemm::Precision;
+use crate::gemm::{PackedWeight, Precision};
 use crate::ops::{Var, Weight};
 use crate::tape::Tape;
 
@@ -69,8 +69,10 @@ impl<'a> Forward<'a> {
             return Ok(Weight { values, packed: None });
         };
         let info = &self.parameters.infos()[parameter.index()];
-        let Some(weight) = packed.weights().iter().find(|weight| weight.offset == info.offset)
-        else {
+        // Parameters without elements share their place with the next one.
+        let own = (info.offset, info.shape.rows(), info.shape.columns());
+        let same = |weight: &&PackedWeight| (weight.offset, weight.inputs, weight.outputs) == own;
+        let Some(weight) = packed.weights().iter().find(same) else {
             return Ok(Weight { values, packed: None });
         };
         let mut copy = |number: usize, what: &str| {

@@ -159,6 +159,22 @@ impl Parameters {
         self.bind_in(Precision::F32, store, seed)
     }
 
+    /// How weights are kept packed for products of that precision, where they are.
+    fn packing(&self, device: &Device, precision: Precision) -> Option<PackedWeights> {
+        let Device::Cpu(cpu) = device;
+        let multiplied =
+            self.infos.iter().filter(|info| info.multiplied && info.shape.elements() > 0);
+        let shapes =
+            multiplied.map(|info| (info.offset, [info.shape.rows(), info.shape.columns()]));
+        PackedWeights::new(cpu.isa(), precision, shapes)
+    }
+
+    /// Bytes of the packed copies that [`Parameters::bind_in`] allocates beside the weights.
+    pub fn packed_bytes(&self, device: &Device, precision: Precision) -> usize {
+        let packed = self.packing(device, precision);
+        packed.map_or(0, |packed| packed.len() * packed.element().size())
+    }
+
     /// The same for a model whose products are in another precision. Weights and gradients are f32
     /// all the same; beside them there may be packed copies of the weights ([`Bound::packed`]).
     ///
@@ -168,11 +184,7 @@ impl Parameters {
         let weights = store.upload("weights", &self.initial_values(seed));
         let gradients = store.allocate("gradients", DType::F32, self.len);
         let counter = store.control_mut().u64_slot("random counter", 0);
-        let Device::Cpu(cpu) = store.device().clone();
-        let multiplied = self.infos.iter().filter(|info| info.multiplied);
-        let shapes =
-            multiplied.map(|info| (info.offset, [info.shape.rows(), info.shape.columns()]));
-        let packed = PackedWeights::new(cpu.isa(), precision, shapes).map(|packed| {
+        let packed = self.packing(store.device(), precision).map(|packed| {
             let packed = Arc::new(packed);
             let region = store.allocate("packed weights", packed.element(), packed.len());
             let packer = Arc::clone(&packed);
@@ -224,7 +236,7 @@ impl Bound {
     }
 
     /// The packed copies of the weights that products read, and their region; for
-    /// `Optimizer::with_packed`. They follow the weights whoever writes these.
+    /// `Optimizer::with_packed`. Between replays they follow the weights, whoever writes these.
     pub fn packed(&self) -> Option<(Arc<PackedWeights>, Region)> {
         self.packed.clone()
     }

@@ -443,6 +443,15 @@ impl Recording {
         Ok(values)
     }
 
+    /// Before every kind of replay: derived regions are brought up to date, and those that this
+    /// recording leaves behind are noted.
+    fn begin(&self, store: &mut Store) -> Result<()> {
+        self.check_store(store)?;
+        store.refresh();
+        store.note_written(&self.written);
+        Ok(())
+    }
+
     fn check_store(&self, store: &Store) -> Result<()> {
         if store.id() != self.store {
             return Err(Error::operation("replay", "the recording was made for another store"));
@@ -455,9 +464,7 @@ impl Recording {
     /// # Errors
     /// The store is not the one that the recording was made for.
     pub fn replay(&mut self, store: &mut Store) -> Result<()> {
-        self.check_store(store)?;
-        store.refresh();
-        store.note_written(&self.written);
+        self.begin(store)?;
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
         self.program.replay(self.device.team(), own.into_iter().chain(regions), control);
@@ -470,7 +477,7 @@ impl Recording {
     /// # Errors
     /// As [`Recording::replay`].
     pub fn replay_traced(&mut self, store: &mut Store) -> Result<(Vec<UnitTime>, u64)> {
-        self.check_store(store)?;
+        self.begin(store)?;
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
         Ok(self.program.replay_traced(self.device.team(), own.into_iter().chain(regions), control))
@@ -485,9 +492,7 @@ impl Recording {
         store: &mut Store,
         mut each: impl FnMut(usize, u64),
     ) -> Result<()> {
-        self.check_store(store)?;
-        store.refresh();
-        store.note_written(&self.written);
+        self.begin(store)?;
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
         let regions = own.into_iter().chain(regions);
@@ -503,9 +508,7 @@ impl Recording {
     /// # Errors
     /// As [`Recording::replay`].
     pub fn replay_checked(&mut self, store: &mut Store) -> Result<Option<NotFinite>> {
-        self.check_store(store)?;
-        store.refresh();
-        store.note_written(&self.written);
+        self.begin(store)?;
         let (regions, control) = store.parts();
         let own = [&mut self.arena, &mut self.constants];
         let regions = own.into_iter().chain(regions);

@@ -158,10 +158,13 @@ impl Store {
 
     /// States that `target` holds the values of `source` in another form, such as weights packed
     /// for products. `refresh` makes the bytes of the one from those of the other: before the next
-    /// replay after the host, or a recording that does not write `target` too, wrote `source`.
+    /// replay after the host, or a recording that does not write `target` too, wrote `source`. Within
+    /// one replay nothing is made anew: a recording that writes `source` and goes on to read `target`
+    /// must write that too.
     ///
     /// # Panics
-    /// If a region is one of another store, or both are the same.
+    /// If a region is one of another store, both are the same, or one is derived and the other's
+    /// source.
     pub fn derive(
         &mut self,
         source: Region,
@@ -172,6 +175,11 @@ impl Store {
             assert_eq!(region.store, self.id, "the region is one of another store");
         }
         assert_ne!(source.index, target.index, "a region cannot be derived from itself");
+        let chained = self
+            .derived
+            .iter()
+            .any(|other| other.target == source.index || other.source == target.index);
+        assert!(!chained, "a derived region cannot be the source of another one");
         let (source, target, refresh) = (source.index, target.index, Box::new(refresh));
         self.derived.push(Derived { source, target, refresh, stale: true });
     }

@@ -155,6 +155,11 @@ pub fn resume(path: &Path, observer: &mut dyn Observer, stop: &AtomicBool) -> Re
         // Killed before its first checkpoint: the configuration says all that there is to know.
         false => Position::default(),
     };
+    if config.precision == super::Precision::Auto {
+        // A run of an earlier version, or killed as it began: it must not choose again.
+        let precision = trainer.precision().into();
+        folder.write_config(&Config { precision, ..config.clone() }.to_toml())?;
+    }
     let runner = Runner::new(&config, folder, trainer, &data, position, started)?;
     runner.train(observer, stop)
 }

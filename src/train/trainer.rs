@@ -144,8 +144,9 @@ impl Trainer {
                 format!("row {index} is of class {label}, the training set has {classes}");
             return Err(Error::config("data.test", problem));
         }
-        // Weights, their gradients and as much again for the optimizer.
-        let bytes = 4.0 * parameters.flat_len() as f64 * size_of::<f32>() as f64;
+        // Weights, their gradients and as much again for the optimizer; packed copies.
+        let packed = parameters.packed_bytes(device, options.precision);
+        let bytes = 4.0 * parameters.flat_len() as f64 * size_of::<f32>() as f64 + packed as f64;
         Environment::require_memory("the model with its optimizer", bytes)?;
         let normalisation = Normalisation::new(options.normalise, &data.train);
         let mut store = Store::new(device);

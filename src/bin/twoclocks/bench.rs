@@ -116,6 +116,12 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
             ));
         }
     };
+    if precision.is_some_and(|precision| precision != Precision::F32)
+        && !matches!(args.what, Some(What::Gemm | What::Step))
+    {
+        let problem = "is for `bench gemm` and `bench step`: the other rows are f32";
+        return Err(Error::config("--precision", problem));
+    }
     if !args.work.is_empty() && !matches!(args.what, None | Some(What::Step)) {
         return Err(Error::config("--work", "names a net of `bench step`"));
     }
@@ -488,8 +494,10 @@ fn step(
         let offset = number as usize % batches * BATCH;
         number += 1;
         let loss = trainer.step(number, offset, 1e-3)?;
-        assert!(loss.is_finite(), "the benchmark's net diverged");
-        Ok(loss)
+        if loss.is_finite() {
+            return Ok(loss);
+        }
+        Err(Error::config("bench step", format!("the loss of step {number} is {loss}")))
     };
     let mut losses = vec![next()?];
     let first_step = began.elapsed();
@@ -498,8 +506,8 @@ fn step(
             losses.push(next()?);
         }
     }
-    let pass = losses.iter().rev().take(batches);
-    let loss = problem.is_some().then(|| pass.sum::<f64>() / batches as f64);
+    let pass = &losses[losses.len().saturating_sub(batches)..];
+    let loss = problem.is_some().then(|| pass.iter().sum::<f64>() / pass.len() as f64);
     let seconds = repeat(budget, || next().map(drop))?;
     let (recording, _) = trainer.step_recording()?;
     let cost = recording.cost();

@@ -83,7 +83,10 @@ mod tests {
 
     #[test]
     fn a_thread_leaves_a_processor_if_there_is_another() {
-        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        // A quota would make `available_parallelism` smaller than the set: a thread may leave where
+        // the set without its processor is not empty.
+        let here = current();
+        let elsewhere = leave([here].into_iter());
         // The system may move the thread between two lines; so more often than not.
         let left = (0..50)
             .filter(|_| {
@@ -91,7 +94,9 @@ mod tests {
                 leave([here].into_iter()) && current() != here
             })
             .count();
-        assert_eq!(left > 25, processors > 1, "{left} of 50 on {processors} processors");
+        assert_eq!(left > 25, elsewhere, "{left} of 50");
+        let alone = std::thread::available_parallelism().map_or(1, |n| n.get()) == 1;
+        assert!(elsewhere || alone, "there are other processors, and the thread stayed");
         assert!(!leave(0..1024));
     }
 }

@@ -520,6 +520,7 @@ impl Program {
                     .map(|thread| AtomicUsize::new(thread * phase.chunks / threads))
                     .collect();
                 team.run(&|member| {
+                    let _tiles = Region::enter();
                     for thread in (0..threads).map(|i| (i + member.index()) % threads) {
                         let end = (thread + 1) * phase.chunks / threads;
                         loop {

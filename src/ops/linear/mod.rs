@@ -118,14 +118,20 @@ pub fn linear(
 #[derive(Clone, Copy, Debug)]
 pub struct Weight {
     /// W \[in, out\], f32.
-    pub values: Var,
-    /// The copies, flat.
-    pub packed: Option<[Var; 2]>,
+    pub(crate) values: Var,
+    /// The copies, flat: right for the machine and the precision, and up to date.
+    pub(crate) packed: Option<[Var; 2]>,
+}
+
+impl From<Var> for Weight {
+    /// W \[in, out\], f32, without copies.
+    fn from(values: Var) -> Weight {
+        Weight { values, packed: None }
+    }
 }
 
 /// The same in another precision. Products are in that precision, in the gradients too; bias,
-/// activation and results are f32. Packed copies of the weight must be those of the precision and
-/// of the machine's instruction set, and hold the same values.
+/// activation and results are f32. Layers have packed weights (`nn::Forward::weight`).
 ///
 /// # Errors
 /// As [`linear`].

@@ -50,8 +50,12 @@ impl Cut {
         let (mut pieces, mut of_segments) = (Vec::new(), Vec::new());
         for (number, segment) in segments.iter().enumerate() {
             let (first, end) = (pieces.len(), segment.offset + segment.len);
-            let weight = packed.iter().position(|weight| weight.offset == segment.offset);
-            let weight = weight.filter(|&weight| packed[weight].outputs > 0);
+            // Segments without elements share their place with the next one.
+            let place = (segment.offset, segment.len);
+            let own = |weight: &PackedWeight| {
+                segment.len > 0 && (weight.offset, weight.inputs * weight.outputs) == place
+            };
+            let weight = packed.iter().position(own);
             let step = weight.map_or(most, |weight| {
                 let band = WEIGHT_BAND * packed[weight].outputs;
                 band * (most / band).max(1)
