@@ -14,7 +14,8 @@ const LONG: Duration = Duration::from_millis(1);
 const UNTIMED: u32 = 5;
 /// Replays of a trial that are timed, with help and then as many alone; the median counts.
 const TIMED: usize = 7;
-/// Replays of a trial in which nobody helped, of those that should have: so many end it.
+/// Replays of a trial in which nobody helped, of those that should have: so many end it, and help
+/// is not called until the next one.
 const MOST_MISSED: u32 = 50;
 /// Replays from one trial to the next: from the first number, doubling to the second while the
 /// choice stays the same, so that trials cost less than a hundredth of the time.
@@ -94,11 +95,15 @@ impl Help {
                 self.missed = 0;
                 At::Trial { helped: true, replay: 0 }
             }
-            // Other work has the processors: such a replay tells nothing, and a trial that finds
-            // only such ones changes nothing.
-            trial @ At::Trial { helped: true, .. } if !helped => {
+            // Other work has the processors, or the others sleep and wake too late: such a replay
+            // tells nothing of help. Where it does not come at all, calling for it is for nothing.
+            At::Trial { helped: true, .. } if !helped => {
                 self.missed += 1;
-                if self.missed < MOST_MISSED { trial } else { At::Pause { left: self.pause } }
+                if self.missed < MOST_MISSED {
+                    return;
+                }
+                (self.wanted, self.pause) = (false, PAUSE[0]);
+                At::Pause { left: self.pause }
             }
             At::Trial { helped, replay } => {
                 if let Some(sample) = replay.checked_sub(UNTIMED) {
@@ -180,7 +185,19 @@ mod tests {
     }
 
     #[test]
-    fn replays_that_nobody_helped_with_change_nothing() {
+    fn help_that_never_comes_is_not_called_until_it_does() {
+        let mut help = Help::new();
+        let mut called = 0;
+        for _ in 0..20_000 {
+            called += u32::from(help.wanted());
+            help.took(Duration::from_micros(60), false);
+        }
+        assert!(called < 8000, "called {called} times");
+        assert!(replay(&mut help, 20_000, 35, 66) > 19_000);
+    }
+
+    #[test]
+    fn replays_that_nobody_helped_with_are_no_trial() {
         let mut help = Help::new();
         replay(&mut help, 20_000, 146, 66);
         for _ in 0..20_000 {
