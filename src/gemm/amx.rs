@@ -45,9 +45,7 @@ impl Kernel for Amx {
     const SPEED: u64 = 8;
     const ROWS: usize = 2 * TILE;
     const LANES: usize = TILE;
-    const WIDE_ROWS: usize = 0;
     const DEPTH: usize = 512;
-    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     fn session() -> tiles::Configured {
         tiles::configure()
@@ -95,10 +93,8 @@ impl Kernel for AmxSplit {
     const SPEED: u64 = 1;
     const ROWS: usize = 2 * TILE;
     const LANES: usize = TILE;
-    const WIDE_ROWS: usize = 0;
     /// A block is summed apart before it is added to C.
     const DEPTH: usize = 256;
-    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     fn session() -> tiles::Configured {
         tiles::configure()

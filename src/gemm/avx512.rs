@@ -77,7 +77,7 @@ impl Kernel for Avx512 {
 }
 
 /// Mask of the first `count` lanes (all when there are more).
-fn lanes(count: usize) -> __mmask16 {
+pub(super) fn lanes(count: usize) -> __mmask16 {
     if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 

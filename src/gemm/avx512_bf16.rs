@@ -9,6 +9,7 @@
 //! `vdpbf16ps` and `tdpbf16ps` round sums to nearest even and take subnormal numbers as zero,
 //! whatever MXCSR says (Intel, Architecture Instruction Set Extensions Programming Reference).
 
+use super::avx512::lanes;
 use super::driver::{Kernel, Micro, Packing, Panels};
 use super::layout::Weave;
 use super::{Address, Spec};
@@ -50,9 +51,7 @@ impl Kernel for Avx512Bf16 {
     const SPEED: u64 = 2;
     const ROWS: usize = 2 * REGISTER_ROWS;
     const LANES: usize = LANES;
-    const WIDE_ROWS: usize = 0;
     const DEPTH: usize = 512;
-    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     fn session() {}
 
@@ -82,11 +81,6 @@ impl Kernel for Avx512Bf16 {
         // SAFETY: the caller's contract. This engine packs A along the slice and B across it.
         unsafe { pack(packing) }
     }
-}
-
-/// Mask of the first `count` lanes (all when there are more).
-fn lanes(count: usize) -> __mmask16 {
-    if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 
 /// The microkernel for `M` rows and `V` vectors.

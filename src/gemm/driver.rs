@@ -84,11 +84,11 @@ pub(super) trait Kernel {
     const LANES: usize;
     /// Up to this many rows the register tile has up to four vectors, for longer runs along the
     /// rows of B.
-    const WIDE_ROWS: usize;
+    const WIDE_ROWS: usize = 0;
     /// Block of K: a panel of A of this length and a few rows of B fit in L1.
     const DEPTH: usize;
     /// Panels of rows from which on a row-major B that exceeds L2 is packed by each tile.
-    const LOCAL_ROW_PANELS: usize;
+    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     /// Before a thread's calls of [`Kernel::multiply`], once for a tile of C.
     fn session() -> Self::Session;

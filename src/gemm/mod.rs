@@ -34,6 +34,7 @@ mod avx512_bf16;
 mod blocking;
 mod choice;
 mod driver;
+mod engine;
 mod layout;
 mod portable;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
@@ -49,8 +50,8 @@ use crate::device::cpu::Isa;
 use crate::tensor::DType;
 use blocking::{Grid, Range};
 use driver::{Kernel, Panels, SourceB};
+use engine::{Engine, with_kernel};
 use half::bf16;
-use rounded::Rounded;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -266,117 +267,6 @@ pub struct Operands {
 unsafe impl Send for Operands {}
 // SAFETY: as above.
 unsafe impl Sync for Operands {}
-
-/// Which code computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Engine {
-    MatrixMultiply,
-    PortableBf16,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx2Rounded,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx512Rounded,
-    #[cfg(target_arch = "x86_64")]
-    Avx512Bf16,
-    #[cfg(target_arch = "x86_64")]
-    Amx,
-    #[cfg(target_arch = "x86_64")]
-    AmxSplit,
-}
-
-impl Engine {
-    /// Whether it multiplies bf16 by instructions for that.
-    fn is_native_bf16(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return matches!(self, Engine::Avx512Bf16 | Engine::Amx);
-        #[cfg(not(target_arch = "x86_64"))]
-        false
-    }
-
-    fn new(isa: Isa, precision: Precision) -> Engine {
-        use Precision::{Bf16, F32, F32Split};
-        match (isa, precision) {
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, F32 | F32Split) => Engine::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Bf16) => Engine::Avx2Rounded,
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Bf16) => Engine::Avx512Rounded,
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Bf16) => Engine::Avx512Bf16,
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Amx, Bf16) => Engine::Amx,
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Amx, F32Split) => Engine::AmxSplit,
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, F32 | F32Split) => Engine::Avx512,
-            (_, F32 | F32Split) => Engine::MatrixMultiply,
-            (_, Bf16) => Engine::PortableBf16,
-        }
-    }
-}
-
-/// Evaluates an expression with `K` bound to the kernel of an engine, or another one for the engine
-/// that has none.
-macro_rules! with_kernel {
-    ($engine:expr, $K:ident => $body:expr, else $other:expr) => {{
-        use $crate::gemm::{Engine, Rounded, portable::Panelled};
-        #[cfg(target_arch = "x86_64")]
-        use $crate::gemm::{
-            amx::{Amx, AmxSplit},
-            avx2::Avx2,
-            avx512::Avx512,
-            avx512_bf16::Avx512Bf16,
-        };
-        match $engine {
-            Engine::MatrixMultiply => $other,
-            Engine::PortableBf16 => {
-                type $K = Rounded<Panelled>;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx2 => {
-                type $K = Avx2;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx2Rounded => {
-                type $K = Rounded<Avx2>;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512 => {
-                type $K = Avx512;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512Rounded => {
-                type $K = Rounded<Avx512>;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512Bf16 => {
-                type $K = Avx512Bf16;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Amx => {
-                type $K = Amx;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::AmxSplit => {
-                type $K = AmxSplit;
-                $body
-            }
-        }
-    }};
-}
-use with_kernel;
 
 /// How one product is computed on one instruction set: what is packed, which chunks there are.
 #[derive(Clone, Debug)]

@@ -86,9 +86,7 @@ impl Kernel for Panelled {
     const SPEED: u64 = 1;
     const ROWS: usize = 64;
     const LANES: usize = 16;
-    const WIDE_ROWS: usize = 0;
     const DEPTH: usize = 256;
-    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     fn session() {}
 

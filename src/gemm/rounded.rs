@@ -17,9 +17,7 @@ impl<K: Kernel<Element = f32>> Kernel for Rounded<K> {
     const SPEED: u64 = 1;
     const ROWS: usize = K::ROWS;
     const LANES: usize = K::LANES;
-    const WIDE_ROWS: usize = 0;
     const DEPTH: usize = K::DEPTH;
-    const LOCAL_ROW_PANELS: usize = usize::MAX;
 
     fn session() -> K::Session {
         K::session()

@@ -114,10 +114,11 @@ fn part<S: Simd>(s: S, this: Part<'_>, f: impl Fn(S, S::F32, S::F32) -> S::F32) 
     for row in rows {
         let start = row * n + column;
         let (dy, saved) = (&dy[start..][..columns], &saved[start..][..columns]);
-        // SAFETY: dz is as long as dy (asserted by `launch`), whose slice above has these elements;
-        // blocks do not overlap, so no other chunk has them.
-        let mut dz = dz
-            .map(|dz| unsafe { std::slice::from_raw_parts_mut(dz.add(start), columns) });
+        let mut dz = dz.map(|dz| {
+            // SAFETY: dz is as long as dy (asserted by `launch`), whose slice above has these
+            // elements; blocks do not overlap, so no other chunk has them.
+            unsafe { std::slice::from_raw_parts_mut(dz.add(start), columns) }
+        });
         let starts = (0..columns).step_by(S::LANES);
         for (total, i) in totals[..COLUMNS / S::LANES].iter_mut().zip(starts) {
             let value = f(s, s.load_slice(&dy[i..]), s.load_slice(&saved[i..]));

@@ -219,10 +219,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_bf16_partial(self, p: *const u16, n: usize) -> __m512 {
         debug_assert!(n <= 16);
+        let lanes = first_lanes(n);
         // SAFETY: `self` proves the features; masked lanes do not touch memory, and the caller
         // promises the n others.
-        let low =
-            unsafe { _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p.cast())) };
+        let low = unsafe { _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p.cast())) };
         self.bitcast_f32(self.shl_i32(low, 16))
     }
 
