@@ -216,6 +216,7 @@ impl Panels {
             most_cols: most(self.weave_b, 2, self.cols),
             cols_first: self.b == SourceB::Local,
             speed: K::SPEED,
+            splits: true,
         }
     }
 }
@@ -347,7 +348,7 @@ pub(super) unsafe fn tile<K: Kernel>(
                     b,
                     b_depth,
                     b_panel: layout_b.panel_len(),
-                    c: operands.c.add(i * operands.ldc + j),
+                    c: operands.c.wrapping_add(i * operands.ldc + j),
                     ldc: operands.ldc,
                     accumulate,
                 });

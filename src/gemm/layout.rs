@@ -103,7 +103,8 @@ impl PackedLayout {
     }
 }
 
-/// Rows of a weight that are packed at a time: a multiple of every engine's panels and slices.
+/// Rows, or columns, of a weight that are packed at a time: a multiple of every engine's panels and
+/// slices.
 pub const WEIGHT_BAND: usize = 32;
 
 /// A weight W \[inputs, outputs\] and its packed copies.
@@ -220,16 +221,24 @@ impl PackedWeights {
         }
     }
 
+    /// The copies of weight `number` alone: it starts at element 0, and they at the first of its
+    /// places.
+    pub fn only(&self, number: usize) -> PackedWeights {
+        let weight = self.weights[number];
+        let places = weight.places.map(|place| place - weight.places[0]);
+        let len = places[1] + weight.layouts[1].len();
+        let weights = vec![PackedWeight { offset: 0, places, ..weight }];
+        PackedWeights { engine: self.engine, element: self.element, len, weights }
+    }
+
     /// Packs some rows of weight `number`. `source` is the first of these rows, `packed` the region
     /// of the copies.
     ///
     /// # Safety
-    /// The rows are readable; the region has [`PackedWeights::len`] elements, aligned, and nobody
-    /// else uses the places of these rows meanwhile. Other rows have other places.
+    /// As for [`PackedWeights::pack_block`].
     ///
     /// # Panics
-    /// When `rows` does not start at a multiple of [`WEIGHT_BAND`], or ends neither at one nor with
-    /// the weight.
+    /// As for [`PackedWeights::pack_block`].
     pub unsafe fn pack_band(
         &self,
         number: usize,
@@ -237,27 +246,55 @@ impl PackedWeights {
         source: *const f32,
         packed: *mut u8,
     ) {
+        let cols = 0..self.weights[number].outputs;
+        // SAFETY: the caller's contract.
+        unsafe { self.pack_block(number, [rows, cols], source, packed) }
+    }
+
+    /// Packs a block of weight `number`, rows and columns. `source` is its first element, `packed`
+    /// the region of the copies.
+    ///
+    /// # Safety
+    /// The block is readable, its rows as far apart as those of the weight; the region has
+    /// [`PackedWeights::len`] elements, aligned, and nobody else uses the places of the block
+    /// meanwhile. Other blocks have other places.
+    ///
+    /// # Panics
+    /// When rows or columns do not start at a multiple of [`WEIGHT_BAND`], or end neither at one nor
+    /// with the weight.
+    pub unsafe fn pack_block(
+        &self,
+        number: usize,
+        [rows, cols]: [std::ops::Range<usize>; 2],
+        source: *const f32,
+        packed: *mut u8,
+    ) {
         let PackedWeight { inputs, outputs, layouts: [forward, backward], places, .. } =
             self.weights[number];
-        assert!(rows.start.is_multiple_of(WEIGHT_BAND) && rows.end <= inputs, "{rows:?}");
-        assert!(rows.end == inputs || rows.end.is_multiple_of(WEIGHT_BAND), "{rows:?}");
-        if rows.is_empty() || outputs == 0 {
+        for (part, all) in [(&rows, inputs), (&cols, outputs)] {
+            assert!(part.start.is_multiple_of(WEIGHT_BAND) && part.end <= all, "{part:?} of {all}");
+            assert!(part.end == all || part.end.is_multiple_of(WEIGHT_BAND), "{part:?} of {all}");
+        }
+        if rows.is_empty() || cols.is_empty() {
             return;
         }
-        let all = |end| Range { start: 0, end };
-        let band = Range { start: rows.start, end: rows.end };
-        let panels =
-            Range { start: rows.start / backward.width, end: rows.end.div_ceil(backward.width) };
-        // `driver::pack` counts from the first row of the whole weight.
-        let source = Address::F32(source).before(rows.start * outputs);
-        // SAFETY: the rows are inside the layouts (assertions); memory as the caller says.
+        let range = |part: &std::ops::Range<usize>| Range { start: part.start, end: part.end };
+        let panels = |part: &std::ops::Range<usize>, width: usize| Range {
+            start: part.start / width,
+            end: part.end.div_ceil(width),
+        };
+        // `driver::pack` counts from the first element of the whole weight.
+        let source = Address::F32(source).before(rows.start * outputs + cols.start);
+        // SAFETY: the block is inside the layouts (assertions); memory as the caller says.
         with_kernel!(self.engine, K => unsafe {
             let [forward_at, backward_at] =
                 places.map(|place| packed.cast::<<K as Kernel>::Element>().add(place));
             let stored = (source, outputs, Transpose::No);
-            driver::pack::<K>(forward, all(forward.panels()), band, stored, forward_at);
+            let across = panels(&cols, forward.width);
+            driver::pack::<K>(forward, across, range(&rows), stored, forward_at);
             let stored = (source, outputs, Transpose::Yes);
-            driver::pack::<K>(backward, panels, all(outputs), stored, backward_at);
+            let down = panels(&rows, backward.width);
+            driver::pack::<K>(backward, down, range(&cols), stored, backward_at);
         }, else unreachable!("matrixmultiply packs for itself"));
     }
 }

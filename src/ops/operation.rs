@@ -4,6 +4,7 @@ use crate::device::Control;
 use crate::device::cpu::{Isa, Launch};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -126,7 +127,7 @@ impl Values {
 /// # Gradients
 /// [`Operation::gradient`] records operations. Each input that needs a gradient must be given one
 /// by [`Rule::give`]; one that is not is an error that names it, never a zero.
-pub trait Operation: fmt::Debug + Send + Sync + 'static {
+pub trait Operation: Any + fmt::Debug + Send + Sync {
     /// Name: of the folder, of the benchmark row, in errors and profiles.
     fn name(&self) -> &'static str;
 

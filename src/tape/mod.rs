@@ -306,6 +306,19 @@ impl Tape {
         Ok(sharing)
     }
 
+    /// The operation that computes `var` as its only output, its inputs, and the scope in which it was
+    /// recorded; `None` for a tensor that has a place of its own, or that the host reads.
+    pub(crate) fn computed_by(&self, var: Var) -> Option<(&dyn Operation, &[Var], &str)> {
+        let tensor = self.tensor(var);
+        let Origin::Node(node) = tensor.origin else { return None };
+        let Node { op, inputs, outputs, scope } = &self.nodes[node];
+        let free = tensor.alias.is_none()
+            && tensor.placed.is_none()
+            && !tensor.overwritten
+            && !tensor.is_output;
+        (free && outputs.len() == 1).then_some((&**op, inputs, scope))
+    }
+
     /// Declares that no gradient flows through `var`: [`Tape::backward`] takes it as a constant,
     /// and gives zeros instead of an error when asked for its gradient.
     pub fn detach(&mut self, var: Var) {

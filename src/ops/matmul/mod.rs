@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::gemm::{Precision, Spec, Transpose};
 use cpu::Others;
 use crate::tensor::{Shape, TensorType};
+use std::any::Any;
 
 /// The operation `matmul`.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +91,14 @@ pub(super) fn matmul_packed(
 ) -> Result<Var> {
     let op = Matmul { transpose_a: false, transpose_b: true, precision, packed: true };
     push_one(tape, op, &[a, b, packed])
+}
+
+/// Whether `op` is `a^T b` of two matrices, as gradients of weights are, and how it is computed.
+pub(crate) fn is_transposed_product(op: &dyn Operation, inputs: &[TensorType]) -> Option<Precision> {
+    let op: &dyn Any = op;
+    let &Matmul { transpose_a, transpose_b, precision, packed } = op.downcast_ref()?;
+    let matrices = inputs.iter().all(|input| input.shape.rank() == 2);
+    (transpose_a && !transpose_b && !packed && matrices).then_some(precision)
 }
 
 /// As many products as `batches`, each of `spec`, of matrices that lie one after another.
