@@ -199,6 +199,10 @@ impl Block {
 /// there are depends on the plan alone.
 pub type Epilogue<'a> = Option<&'a (dyn Fn(Block) + Sync)>;
 
+/// Called with the rows and columns of C that the microkernel is about to finish, so that what the
+/// caller will use with them is under way from memory meanwhile. Some engines call it once a tile.
+pub type Ahead<'a> = Option<&'a dyn Fn(std::ops::Range<usize>, std::ops::Range<usize>)>;
+
 /// Where an operand lies, and what its elements are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -481,10 +485,10 @@ impl Plan {
             let c = unsafe { operands.scratch.add(self.partial_at() + tile.part * m * n) };
             let target = Operands { c, ldc: n, ..*operands };
             // SAFETY: the caller's contract.
-            unsafe { self.compute(&tile, &target, false, None) };
+            unsafe { self.compute(&tile, &target, false, (None, None)) };
         } else {
             // SAFETY: the caller's contract.
-            unsafe { self.compute(&tile, operands, self.spec.accumulate, epilogue) };
+            unsafe { self.compute(&tile, operands, self.spec.accumulate, (epilogue, None)) };
         }
     }
 
@@ -505,14 +509,20 @@ impl Plan {
     ///
     /// # Panics
     /// When `chunk` is not below [`Plan::tiles`], or K is split.
-    pub unsafe fn tile_to(&self, chunk: usize, operands: &Operands, to: *mut f32) {
+    pub unsafe fn tile_to(
+        &self,
+        chunk: usize,
+        operands: &Operands,
+        to: *mut f32,
+        ahead: Ahead<'_>,
+    ) {
         assert_eq!(self.grid.parts, 1, "a part of a sum is no block of the product");
         let tile = self.grid.tile(chunk, self.spec.k);
         let ldc = tile.cols.len();
         // Where C would start if the block lay in it.
         let c = to.wrapping_sub(tile.rows.start * ldc + tile.cols.start);
         // SAFETY: the caller's contract; only the block's places are touched.
-        unsafe { self.compute(&tile, &Operands { c, ldc, ..*operands }, false, None) };
+        unsafe { self.compute(&tile, &Operands { c, ldc, ..*operands }, false, (None, ahead)) };
     }
 
     /// Computes a tile, or a part of its sum.
@@ -524,7 +534,7 @@ impl Plan {
         tile: &Tile,
         operands: &Operands,
         accumulate: bool,
-        epilogue: Epilogue<'_>,
+        (epilogue, ahead): (Epilogue<'_>, Ahead<'_>),
     ) {
         // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`). What is
         // packed and was not in phase 1 is packed here: the rows of A of this tile, which no other
@@ -540,10 +550,13 @@ impl Plan {
                 self.pack_b(0, 1, operands);
             }
             let ranges = (tile.rows, tile.cols, tile.depth);
-            driver::tile::<K>(self, operands, ranges, accumulate, epilogue);
+            driver::tile::<K>(self, operands, ranges, accumulate, (epilogue, ahead));
         }, else
         // SAFETY: as above.
         unsafe {
+            if let Some(ahead) = ahead {
+                ahead(tile.rows.start..tile.rows.end, tile.cols.start..tile.cols.end);
+            }
             portable::tile(self, operands, &tile.rows, &tile.cols, &tile.depth, accumulate);
             self.finish(operands, &tile.rows, &tile.cols, epilogue);
         });

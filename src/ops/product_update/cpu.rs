@@ -9,9 +9,24 @@ use crate::ops::Site;
 use crate::ops::update::cpu::{Matrix, Sums, update_matrix};
 use crate::tensor::DType;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Elements of the buffer: 256 KiB, a part of every L2 of today.
 const BLOCK: usize = 1 << 16;
+
+/// Elements of a cache line.
+const LINE: usize = 16;
+
+/// Brings a line into L2.
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is allowed, and changes nothing that a program sees.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
 
 #[repr(align(64))]
 struct Buffer([MaybeUninit<f32>; BLOCK]);
@@ -19,7 +34,8 @@ struct Buffer([MaybeUninit<f32>; BLOCK]);
 pub(super) fn launch(op: &ProductUpdate, site: &Site<'_>) -> Launch {
     let (op, isa, spec) = (op.clone(), site.isa, op.spec(site.inputs));
     let multiple = if op.update.packed.is_some() { WEIGHT_BAND } else { 1 };
-    let plan = Plan::in_blocks(isa, spec, [multiple; 2], BLOCK);
+    let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+    let plan = Plan::in_blocks(isa, spec, [multiple.max(env("TR", 1)), multiple], env("TB", BLOCK));
     // One place for the sums of each row of each block.
     let mut places = vec![0];
     for tile in 0..plan.tiles() {
@@ -103,13 +119,28 @@ impl Job {
         let step = update.step(chunk.control(), |input| {
             f64::from(chunk.input::<f32>(input + SHIFT)[0])
         });
+        let moment = |i: usize| match i < update.rule.moments() {
+            true => chunk.output_ptr::<f32>(1 + i),
+            false => std::ptr::null_mut(),
+        };
+        let (weights, moments) = (chunk.output_ptr::<f32>(0), [moment(0), moment(1)]);
+        // While a part of the product is computed, what its update reads comes from memory.
+        let ahead = |rows: Range<usize>, cols: Range<usize>| {
+            for start in [weights, moments[0], moments[1]].into_iter().filter(|p| !p.is_null()) {
+                for row in rows.clone() {
+                    for col in cols.clone().step_by(LINE) {
+                        prefetch(start.wrapping_add(row * stride + col));
+                    }
+                }
+            }
+        };
         let mut buffer = Buffer([const { MaybeUninit::uninit() }; BLOCK]);
         let gradients = buffer.0.as_mut_ptr().cast::<f32>();
         let count = rows.len() * cols.len();
         // SAFETY: for the product as in `launch`, which checked that blocks fit into the buffer;
         // `tile_to` writes all elements of the block.
         let gradients = unsafe {
-            plan.tile_to(chunk.index(), &operands(chunk, plan.spec()), gradients);
+            plan.tile_to(chunk.index(), &operands(chunk, plan.spec()), gradients, Some(&ahead));
             std::slice::from_raw_parts(gradients, count)
         };
         let places = self.places[chunk.index()]..self.places[chunk.index() + 1];
@@ -123,17 +154,13 @@ impl Job {
         } else {
             &mut []
         };
-        let moment = |i: usize| match i < update.rule.moments() {
-            true => chunk.output_ptr::<f32>(1 + i).wrapping_add(first),
-            false => std::ptr::null_mut(),
-        };
-        let weights = chunk.output_ptr::<f32>(0).wrapping_add(first);
+        let weights = weights.wrapping_add(first);
         let matrix = Matrix {
             rows: rows.len(),
             cols: cols.len(),
             stride,
             weights,
-            moments: [moment(0), moment(1)],
+            moments: moments.map(|p| if p.is_null() { p } else { p.wrapping_add(first) }),
             gradients,
             sums,
         };
