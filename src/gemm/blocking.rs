@@ -125,7 +125,8 @@ impl Grid {
             reduce_chunks: 0,
         };
         let wanted = wanted_chunks(spec, unit.speed);
-        if grid.rows == 0 || most == 1 || wanted == 1 {
+        let small = wanted == 1 && m * n <= unit.most_rows * unit.most_cols;
+        if grid.rows == 0 || most == 1 || small {
             return grid;
         }
         let (row_units, col_units) = (m.div_ceil(unit.rows), n.div_ceil(unit.cols));

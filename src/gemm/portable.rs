@@ -85,7 +85,7 @@ impl Kernel for Panelled {
     type Session = ();
     const NAME: &'static str = "matrixmultiply";
     const SPEED: u64 = 1;
-    const ROWS: usize = 64;
+    const ROWS: usize = 16;
     const LANES: usize = 16;
     const DEPTH: usize = 256;
 

@@ -182,7 +182,10 @@ impl Optimizer {
         let mut packed = self.segments.iter().zip(&found).filter(|(segment, _)| {
             weights.clone().any(|weight| weight.offset == segment.offset && segment.len > 0)
         });
-        let none = self.clip_norm.is_some() || packed.any(|(_, product)| product.is_none());
+        let elements: usize = found.iter().flatten().map(|product| product.shape.elements()).sum();
+        let none = elements < WORTH_IT
+            || self.clip_norm.is_some()
+            || packed.any(|(_, product)| product.is_none());
         if none { vec![const { None }; of.len()] } else { found }
     }
 
@@ -322,6 +325,11 @@ impl Optimizer {
         &self.moments
     }
 }
+
+/// From so many weights on, of which gradients and moments do not stay in the caches of a core, the
+/// update is part of the product. With 10 M weights a step takes 0.90 times as long, with 0.7 M as long,
+/// with 10 thousand 1.04 times (Zen 4, f32).
+const WORTH_IT: usize = 1 << 16;
 
 /// A gradient of a weight that is `x^T dz`.
 #[derive(Clone, Debug)]
