@@ -35,6 +35,14 @@ pub trait Recorder {
     /// An f32 tensor of that shape with every element `value`, baked into the recording.
     fn fill(&mut self, shape: Shape, value: f32) -> Var;
 
+    /// The operation that computes a tensor as its only output, and its inputs; `None` where somebody
+    /// wants the tensor itself to be kept, or the recorder does not say. So an operation can be recorded
+    /// together with the one before it; that one is dropped if nobody else reads its output.
+    fn computed_by(&self, var: Var) -> Option<(Arc<dyn Operation>, Vec<Var>)> {
+        let _ = var;
+        None
+    }
+
     /// Whether the tensor was made by [`Recorder::fill`] with that value: a gradient rule need not
     /// multiply by an upstream gradient of ones.
     fn is_fill(&self, var: Var, value: f32) -> bool;

@@ -344,17 +344,18 @@ struct Product {
 
 impl Product {
     fn find(tape: &Tape, gradient: Var) -> Option<Product> {
-        let (op, inputs, scope) = tape.computed_by(gradient)?;
+        let (op, inputs) = tape.computed_by(gradient)?;
         let types: Vec<TensorType> =
             inputs.iter().map(|&input| tape.tensor_type(input).clone()).collect();
-        let precision = is_transposed_product(op, &types)?;
-        let &[x, dz] = inputs else { return None };
+        let precision = is_transposed_product(&*op, &types)?;
+        let [x, dz] = inputs[..] else { return None };
         // Over so many rows the product is cut along its sum, which leaves no one to update.
         if may_split(types[0].shape.rows()) {
             return None;
         }
         let shape = tape.tensor_type(gradient).shape.clone();
-        Some(Product { x, dz, shape, precision, scope: scope.to_owned() })
+        let scope = tape.scope_of(gradient).to_owned();
+        Some(Product { x, dz, shape, precision, scope })
     }
 }
 

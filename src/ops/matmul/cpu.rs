@@ -2,9 +2,11 @@
 #![allow(unsafe_code)]
 
 use super::Products;
+use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Chunk, Launch, rows_per_chunk};
 use crate::gemm::{ALIGNMENT, Address, Block, Epilogue, Operands, Plan, Spec};
-use crate::ops::Site;
+use crate::ops::activation_backward::cpu::through;
+use crate::ops::{Activation, Site};
 use crate::tensor::DType;
 use half::bf16;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ pub(in crate::ops) type Finish = Arc<dyn Fn(&Around<'_>, Block) + Send + Sync>;
 pub(in crate::ops) struct Around<'a> {
     /// One value for each column of C.
     pub bias: Option<&'a [f32]>,
+    /// As long as C: what the derivative of an activation is taken of.
+    pub saved: Option<&'a [f32]>,
     /// Output 1, as long as C; null if nobody reads it or if it is C.
     pub second: *mut f32,
 }
@@ -36,6 +40,8 @@ pub(in crate::ops) struct Others {
     pub bias: Option<usize>,
     /// B, packed for this product, to be read instead of B.
     pub packed: Option<usize>,
+    /// As long as C: what the derivative of an activation is taken of.
+    pub saved: Option<usize>,
 }
 
 /// The launch of `products`; C is output `c`.
@@ -76,7 +82,7 @@ pub(in crate::ops) fn launch(
             let partials = chunk.partials().as_mut_ptr();
             for batch in chunk.row_range() {
                 let operands = job.operands(chunk, batch, partials);
-                job.finishing(chunk, |hook| {
+                job.finishing(chunk, batch, |hook| {
                     // SAFETY: `operands` says why the addresses hold. C of each batch and the
                     // partial results belong to this chunk alone; all phases run here, in order.
                     unsafe { job.plan.run(&operands, hook) }
@@ -99,16 +105,48 @@ pub(in crate::ops) fn launch(
     launch = launch.tiles(batches * tiles, move |chunk| {
         let (part, operands) = tile.part(chunk, tiles);
         // SAFETY: as for the first phase.
-        tile.finishing(chunk, |hook| unsafe { tile.plan.tile(part, &operands, hook) });
+        tile.finishing(chunk, chunk.index() / tiles, |hook| unsafe { tile.plan.tile(part, &operands, hook) });
     });
     if reduces > 0 {
         launch = launch.tiles(batches * reduces, move |chunk| {
             let (part, operands) = reduce.part(chunk, reduces);
             // SAFETY: as for the first phase.
-            reduce.finishing(chunk, |hook| unsafe { reduce.plan.reduce(part, &operands, hook) });
+            reduce.finishing(chunk, chunk.index() / reduces, |hook| unsafe { reduce.plan.reduce(part, &operands, hook) });
         });
     }
     launch
+}
+
+/// What is done to each finished block of a product that ends with a mask.
+pub(super) fn masking(site: &Site<'_>, mask: Activation) -> Option<Finish> {
+    let isa = site.isa;
+    (mask != Activation::None).then(|| -> Finish {
+        Arc::new(move |around, block| dispatch(isa, Masking { around, block, mask }))
+    })
+}
+
+/// `c = c act'(saved)` for one block of C.
+struct Masking<'a> {
+    around: &'a Around<'a>,
+    block: Block,
+    mask: Activation,
+}
+
+impl Kernel for Masking<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Masking { around, block, mask } = self;
+        let Some(saved) = around.saved else { return };
+        for row in 0..block.rows {
+            // SAFETY: the plan calls this as its epilogue, and this is the only reference.
+            let c = unsafe { block.row_mut(row) };
+            // C is dense: `Job::operands` gives its columns as the distance of its rows.
+            let saved = &saved[(block.row + row) * block.ldc + block.col..][..block.cols];
+            through(s, mask, c, saved);
+        }
+    }
 }
 
 /// A plan with what its chunks need to know.
@@ -123,8 +161,8 @@ struct Job {
 }
 
 impl Job {
-    /// Calls `run` with the epilogue of this node.
-    fn finishing(&self, chunk: &Chunk<'_>, run: impl FnOnce(Epilogue<'_>)) {
+    /// Calls `run` with the epilogue of this node for product `batch`.
+    fn finishing(&self, chunk: &Chunk<'_>, batch: usize, run: impl FnOnce(Epilogue<'_>)) {
         let Some(finish) = &self.finish else { return run(None) };
         let second = if self.has_second {
             assert_eq!(chunk.output_len(1), chunk.output_len(0), "outputs are alike");
@@ -132,7 +170,9 @@ impl Job {
         } else {
             std::ptr::null_mut()
         };
-        let around = Around { bias: self.others.bias.map(|i| chunk.input(i)), second };
+        let one = self.plan.spec().m * self.plan.spec().n;
+        let saved = self.others.saved.map(|i| &chunk.input(i)[batch * one..][..one]);
+        let around = Around { bias: self.others.bias.map(|i| chunk.input(i)), saved, second };
         run(Some(&|block| finish(&around, block)));
     }
 
