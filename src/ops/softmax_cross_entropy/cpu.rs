@@ -9,10 +9,12 @@
 mod narrow;
 
 use super::Targets;
-use crate::device::cpu::simd::{Kernel, Simd, dispatch, dot, fold_many, math, sum};
+use crate::device::cpu::simd::{Kernel, Simd, dispatch, dot, fold_many, math, max, sum};
 use crate::device::cpu::{Chunk, Isa, Launch, rows_per_chunk};
 use crate::ops::Site;
-use crate::ops::softmax::rows::{BUFFER, Bases, NO_BASES, first_largest, padded, read, scale};
+use crate::ops::softmax::rows::{
+    BUFFER, Bases, NO_BASES, Row, first_largest, padded, read, scale,
+};
 
 /// Most lanes of any instruction set.
 pub(in crate::ops) const LANES: usize = 16;
@@ -48,7 +50,8 @@ pub(super) fn launch(site: &Site<'_>, targets: Targets) -> Launch {
             Targets::Distributions => Target::Distributions(chunk.input_rows(1)),
         };
         let (dlogits, losses) = (chunk.output(1), chunk.output(3));
-        let logits = chunk.input_rows(0);
+        // In place, `dlogits` holds the logits.
+        let logits = (!chunk.in_place(0)).then(|| chunk.input_rows(0));
         dispatch(problem.isa, Rows { problem, logits, targets, dlogits, losses })
     };
     let finish = move |chunk: &Chunk<'_>, total: Sums| {
@@ -126,10 +129,19 @@ pub(in crate::ops) enum Target<'a> {
     Distributions(&'a [f32]),
 }
 
+impl Target<'_> {
+    /// Whether other classes than the right one have weight.
+    #[inline(always)]
+    fn spread(&self) -> bool {
+        !matches!(self, Target::Labels { smoothing: 0.0, .. })
+    }
+}
+
 /// The rows of a chunk; outputs that nobody reads are empty.
 struct Rows<'a> {
     problem: Problem,
-    logits: &'a [f32],
+    /// `None` where they lie in `dlogits`, each row until its gradient is written.
+    logits: Option<&'a [f32]>,
     targets: Target<'a>,
     dlogits: &'a mut [f32],
     losses: &'a mut [f32],
@@ -156,6 +168,8 @@ pub(in crate::ops) struct Group {
     pub(in crate::ops) target: [f32; LANES],
     /// Sum of `t` over the other classes.
     pub(in crate::ops) others: [f32; LANES],
+    /// Whether a class before the right one has its logit.
+    tied: [bool; LANES],
     /// Sum of the squares of the logits, where the group is one long row and statistics are wanted.
     squares: f64,
 }
@@ -178,7 +192,7 @@ impl Kernel for Rows<'_> {
         if classes <= narrow::MOST {
             return self.run_narrow(s);
         }
-        let count = self.logits.len() / classes;
+        let count = self.logits().len() / classes;
         let padded = padded::<S>(classes);
         let buffered = padded <= BUFFER;
         let size = if buffered { (BUFFER / padded).min(S::LANES) } else { 1 };
@@ -190,21 +204,34 @@ impl Kernel for Rows<'_> {
         while first < count {
             let rows = size.min(count - first);
             for r in 0..rows {
-                let exponentials = match () {
-                    () if !self.problem.dlogits => &mut [],
-                    () if buffered => &mut buffer[r * padded..][..padded],
-                    () => &mut self.dlogits[first * classes..][..classes],
+                let own = (first + r) * classes..(first + r + 1) * classes;
+                let kept = &mut buffer[r * padded..][..if buffered { padded } else { 0 }];
+                let z = match self.logits {
+                    Some(z) if !self.problem.dlogits => Row::Read(&z[own]),
+                    Some(z) if buffered => Row::Keep(&z[own], kept),
+                    Some(z) => Row::Keep(&z[own.clone()], &mut self.dlogits[own]),
+                    None if buffered => Row::Keep(&self.dlogits[own], kept),
+                    None => Row::Replace(&mut self.dlogits[own]),
                 };
-                let z = &self.logits[(first + r) * classes..][..classes];
                 let squares = self.problem.statistics && !buffered;
-                group.read(s, r, first + r, z, self.targets, squares, exponentials, &mut bases);
+                group.read(s, r, first + r, z, self.targets, squares, &mut bases);
             }
             let ends = group.finish(s, &self.problem, self.targets);
+            let mut sums = group.sums(s, &self.problem, &ends, rows, |r| group.tied[r]);
+            if self.problem.statistics {
+                let z = first * classes..(first + rows) * classes;
+                sums.squares = match buffered {
+                    true => f64::from(dot(s, &self.logits()[z.clone()], &self.logits()[z])),
+                    false => group.squares,
+                };
+            }
+            total = total.and(&sums);
             if self.problem.dlogits {
+                let end = (first + rows) * classes;
                 for r in 0..rows {
                     let kept = buffered.then(|| &buffer[r * padded..][..padded]);
                     let bases = (!buffered).then_some((&bases, group.max[r]));
-                    self.gradient(s, first + r, kept, bases, &ends, r);
+                    self.gradient(s, first + r, end, kept, bases, &ends, r);
                     if let Some(own) = self.dlogits[(first + r) * classes..][..classes]
                         .get_mut(group.label[r] as usize)
                     {
@@ -215,12 +242,6 @@ impl Kernel for Rows<'_> {
             if !self.losses.is_empty() {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
-            let z = &self.logits[first * classes..][..rows * classes];
-            let mut sums = group.sums_of(s, &self.problem, &ends, rows, z);
-            if self.problem.statistics {
-                sums.squares = if buffered { f64::from(dot(s, z, z)) } else { group.squares };
-            }
-            total = total.and(&sums);
             first += rows;
         }
         total
@@ -228,12 +249,21 @@ impl Kernel for Rows<'_> {
 }
 
 impl Rows<'_> {
-    /// Writes the gradient of a row, all but its right class.
+    /// The logits of all rows, or what is written over them.
     #[inline(always)]
+    fn logits(&self) -> &[f32] {
+        self.logits.unwrap_or(self.dlogits)
+    }
+
+    /// Writes the gradient of a row, all but its right class. Elements up to `end` may be
+    /// overwritten: the gradients of later rows of the group.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn gradient<S: Simd>(
         &mut self,
         s: S,
         row: usize,
+        end: usize,
         kept: Option<&[f32]>,
         bases: Option<(&Bases, f32)>,
         ends: &Ends,
@@ -241,7 +271,7 @@ impl Rows<'_> {
     ) {
         let classes = self.problem.classes;
         let mean = 1.0 / self.problem.rows as f32;
-        let out = &mut self.dlogits[row * classes..];
+        let out = &mut self.dlogits[row * classes..end];
         let factor = ends.factor[r];
         match self.targets {
             Target::Labels { smoothing: 0.0, .. } => {
@@ -275,6 +305,7 @@ impl Group {
             below: zeros,
             target: [1.0; LANES],
             others: zeros,
+            tied: [false; LANES],
             squares: 0.0,
         }
     }
@@ -287,45 +318,44 @@ impl Group {
         s: S,
         r: usize,
         row: usize,
-        z: &[f32],
+        row_of_logits: Row<'_>,
         targets: Target<'_>,
         squares: bool,
-        exponentials: &mut [f32],
         bases: &mut Bases,
     ) {
+        let z = row_of_logits.values();
+        let classes = z.len();
         let label = match targets {
             Target::Labels { labels, .. } => labels[row] as usize,
             Target::Distributions(t) => {
-                first_largest(s, &t[row * z.len()..][..z.len()]).unwrap_or(usize::MAX)
+                first_largest(s, &t[row * classes..][..classes]).unwrap_or(usize::MAX)
             }
         };
         let own = z.get(label).copied().unwrap_or(f32::NAN);
-        let reading = read(s, z, label, own, squares, exponentials, bases);
+        // Of a row that is overwritten, first. Where the largest logit is NaN, all ends so.
+        let early = match &row_of_logits {
+            Row::Replace(z) if targets.spread() => Some(below(s, z, targets, row, max(s, z))),
+            _ => None,
+        };
+        let lasting = row_of_logits.lasting();
+        let reading = read(s, row_of_logits, label, own, squares, bases);
         self.squares = reading.squares;
         // Past the end is past the end: no row has that many classes.
         (self.label[r], self.own[r]) = (u32::try_from(label).unwrap_or(u32::MAX), own);
         (self.max[r], self.other[r], self.rest[r]) = (reading.max, reading.other, reading.sum);
+        self.tied[r] = reading.before == own;
+        if !targets.spread() {
+            return;
+        }
+        let below = match (early, lasting) {
+            (Some(below), _) => below,
+            (None, z) => below(s, z.unwrap_or(&[]), targets, row, reading.max),
+        };
         match targets {
-            Target::Labels { smoothing: 0.0, .. } => {}
-            Target::Labels { smoothing, .. } => {
-                self.smooth(r, smoothing, z.len(), sum_below(s, z, reading.max));
-            }
+            Target::Labels { smoothing, .. } => self.smooth(r, smoothing, classes, below),
             Target::Distributions(t) => {
-                let t = &t[row * z.len()..][..z.len()];
-                let max = s.splat(reading.max);
-                let below = fold_many(
-                    s,
-                    [z, t],
-                    s.zero(),
-                    // A class of weight zero counts nothing, at a logit of negative infinity too.
-                    #[inline(always)]
-                    |s, acc, [z, t]| {
-                        let term = s.mul_add(t, s.sub(max, z), acc);
-                        s.select(s.eq(t, s.zero()), acc, term)
-                    },
-                    S::add,
-                );
-                self.below[r] = s.reduce_add(below);
+                let t = &t[row * classes..][..classes];
+                self.below[r] = below;
                 let (before, after) = t.split_at(label.min(t.len()));
                 let (own, after) = after.split_first().unwrap_or((&f32::NAN, &[]));
                 self.others[r] = sum(s, before) + sum(s, after);
@@ -378,22 +408,6 @@ impl Group {
         ends
     }
 
-    /// Sums over the group's rows, whose logits are `z`, without their squares.
-    #[inline(always)]
-    fn sums_of<S: Simd>(
-        &self,
-        s: S,
-        problem: &Problem,
-        ends: &Ends,
-        rows: usize,
-        z: &[f32],
-    ) -> Sums {
-        self.sums(s, problem, ends, rows, |r| {
-            let before = &z[r * problem.classes..][..self.label[r] as usize];
-            before.contains(&self.own[r])
-        })
-    }
-
     /// Sums over the group's rows but for the squares. `ties`: whether a class before the label of
     /// row `r` has the label's logit.
     #[inline(always)]
@@ -431,6 +445,26 @@ impl Group {
         sums.right = f64::from(right);
         sums
     }
+}
+
+/// Sum over the classes of `max - z`, for distributions each times its weight.
+#[inline(always)]
+fn below<S: Simd>(s: S, z: &[f32], targets: Target<'_>, row: usize, max: f32) -> f32 {
+    let Target::Distributions(t) = targets else { return sum_below(s, z, max) };
+    let max = s.splat(max);
+    let below = fold_many(
+        s,
+        [z, &t[row * z.len()..][..z.len()]],
+        s.zero(),
+        // A class of weight zero counts nothing, at a logit of negative infinity too.
+        #[inline(always)]
+        |s, acc, [z, t]| {
+            let term = s.mul_add(t, s.sub(max, z), acc);
+            s.select(s.eq(t, s.zero()), acc, term)
+        },
+        S::add,
+    );
+    s.reduce_add(below)
 }
 
 /// Sum of `max - z`.

@@ -154,6 +154,10 @@ impl Operation for SoftmaxCrossEntropy {
         Ok(())
     }
 
+    fn may_reuse(&self) -> Vec<(usize, usize)> {
+        vec![(1, 0)]
+    }
+
     fn cost(&self, site: &Site<'_>) -> Cost {
         // A logit costs two comparisons or additions for the maximum and the sum, a subtraction, a
         // product, and an exponential, which is counted as one.

@@ -42,7 +42,7 @@ impl Rows<'_> {
     #[inline(always)]
     pub(super) fn run_narrow<S: Simd>(&mut self, s: S) -> Sums {
         let classes = self.problem.classes;
-        let count = self.logits.len() / classes;
+        let count = self.logits().len() / classes;
         let mut columns = [[0.0; LANES]; MOST];
         let mut weights = [[0.0; LANES]; MOST];
         let mut group = Group::new();
@@ -51,7 +51,7 @@ impl Rows<'_> {
         while first < count {
             let rows = S::LANES.min(count - first);
             let elements = first * classes..(first + rows) * classes;
-            let z = &self.logits[elements.clone()];
+            let z = &self.logits()[elements.clone()];
             transpose(z, classes, &mut columns);
             let label = match self.targets {
                 Target::Labels { labels, .. } => {
@@ -73,6 +73,15 @@ impl Rows<'_> {
             };
             group.read_columns(s, label, &mut columns[..classes], &weights, self.targets);
             let ends = group.finish(s, &self.problem, self.targets);
+            // Before the gradient, which may be written over the logits.
+            let mut sums = group.sums(s, &self.problem, &ends, rows, |r| {
+                let before = &z[r * classes..][..group.label[r] as usize];
+                before.contains(&group.own[r])
+            });
+            if self.problem.statistics {
+                sums.squares = f64::from(dot(s, z, z));
+            }
+            total = total.and(&sums);
             if self.problem.dlogits {
                 let mean = s.splat(1.0 / self.problem.rows as f32);
                 gradient(s, label, &mut columns[..classes], &weights, self.targets, mean, &ends);
@@ -81,11 +90,6 @@ impl Rows<'_> {
             if !self.losses.is_empty() {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
-            let mut sums = group.sums_of(s, &self.problem, &ends, rows, z);
-            if self.problem.statistics {
-                sums.squares = f64::from(dot(s, z, z));
-            }
-            total = total.and(&sums);
             first += rows;
         }
         total
