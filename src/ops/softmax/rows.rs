@@ -278,7 +278,7 @@ fn exponentials_of<S: Simd, const SKIP: bool>(
 #[inline(always)]
 fn exponential<S: Simd>(s: S, x: &[f32], base: S::F32) -> S::F32 {
     s.prefetch(x.as_ptr().wrapping_add(BLOCK));
-    math::exp(s, s.sub(s.load_slice_or(x, f32::NEG_INFINITY), base))
+    math::exp_nonpositive(s, s.sub(s.load_slice_or(x, f32::NEG_INFINITY), base))
 }
 
 /// `e` as the vector that begins at element `i`, without element `skip` if `SKIP`.

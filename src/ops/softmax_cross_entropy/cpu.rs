@@ -3,8 +3,8 @@
 //! Rows go in groups of up to one vector's lanes: the exponentials of each row are computed along
 //! the classes, then the ends of the rows (logarithm, quotients) of all rows of the group at once,
 //! one row a lane, then the gradient is written. A group's exponentials stay in a stack buffer; those
-//! of rows too long for it are kept where the gradient goes. Rows of few classes are transposed
-//! instead: see `narrow.rs`.
+//! of rows too long for it are kept where the gradient goes, be that over the logits or not. Rows of
+//! few classes are transposed instead: see `narrow.rs`.
 
 mod narrow;
 
@@ -175,12 +175,17 @@ pub(in crate::ops) struct Group {
 }
 
 /// The ends of the rows of a group.
+#[derive(Clone, Copy)]
 pub(in crate::ops) struct Ends {
     pub(in crate::ops) loss: [f32; LANES],
     /// What turns `exp(z - m)` into the gradient, but for the target.
     pub(in crate::ops) factor: [f32; LANES],
     /// Gradient of the right class.
     pub(in crate::ops) own: [f32; LANES],
+}
+
+impl Ends {
+    const NONE: Ends = Ends { loss: [0.0; LANES], factor: [0.0; LANES], own: [0.0; LANES] };
 }
 
 impl Kernel for Rows<'_> {
@@ -396,7 +401,7 @@ impl Group {
         let loss = s.mul_add(weight, log, below);
         let mean = s.splat(1.0 / problem.rows as f32);
         let inverse = s.div(weight, total);
-        let mut ends = Ends { loss: [0.0; LANES], factor: [0.0; LANES], own: [0.0; LANES] };
+        let mut ends = Ends::NONE;
         s.store_slice(&mut ends.loss, loss);
         s.store_slice(&mut ends.factor, s.mul(inverse, mean));
         // T p - t, or minus the sum of the others' gradients, whichever has the smaller terms: for a
@@ -426,24 +431,42 @@ impl Group {
         if !problem.statistics {
             return sums;
         }
+        let margin = self.margin(s, problem, loss);
+        sums.margin = f64::from(s.reduce_add(s.select(present, margin, s.zero())));
+        sums.smallest = s.reduce_min(s.select(present, margin, s.splat(f32::INFINITY)));
+        sums.right = f64::from(self.right(s, margin, rows, ties));
+        sums
+    }
+
+    /// How far the right class is above the others; NaN where the loss is.
+    #[inline(always)]
+    fn margin<S: Simd>(&self, s: S, problem: &Problem, loss: S::F32) -> S::F32 {
         let margin = if problem.classes == 1 {
             s.zero()
         } else {
             s.sub(s.load_slice(&self.own), s.load_slice(&self.other))
         };
-        let margin = s.select(s.is_nan(loss), loss, margin);
-        sums.margin = f64::from(s.reduce_add(s.select(present, margin, s.zero())));
-        sums.smallest = s.reduce_min(s.select(present, margin, s.splat(f32::INFINITY)));
-        let above = s.count(s.mask_and(present, s.gt(margin, s.zero())));
-        let mut right = above;
+        s.select(s.is_nan(loss), loss, margin)
+    }
+
+    /// Number of the rows whose right class is the argmax.
+    #[inline(always)]
+    fn right<S: Simd>(
+        &self,
+        s: S,
+        margin: S::F32,
+        rows: usize,
+        ties: impl Fn(usize) -> bool,
+    ) -> u32 {
+        let present = s.first(rows);
+        let mut right = s.count(s.mask_and(present, s.gt(margin, s.zero())));
         // Of equal logits, the first is the argmax.
         let mut level = s.bits(s.mask_and(present, s.eq(margin, s.zero())));
         while level != 0 {
             right += u32::from(!ties(level.trailing_zeros() as usize));
             level &= level - 1;
         }
-        sums.right = f64::from(right);
-        sums
+        right
     }
 }
 
