@@ -173,6 +173,17 @@ pub trait Operation: Any + fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Pairs (output, input) where the kernel is right too when the output takes the input's memory,
+    /// whose values are then lost. The tape decides: it does so where nothing else reads the input
+    /// afterwards. [`crate::device::cpu::Chunk::in_place`] tells the kernel, which then finds the
+    /// input's values in the output.
+    ///
+    /// Both are of one type, and nothing reads an element of the input after anything else than
+    /// its own chunk may have written the same element of the output.
+    fn may_reuse(&self) -> Vec<(usize, usize)> {
+        Vec::new()
+    }
+
     /// For an operation without a kernel, whose one output is its first input's memory seen
     /// otherwise: the output's first element, counted in the input.
     fn view(&self, inputs: &[TensorType]) -> Option<usize> {

@@ -172,7 +172,12 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
     }
     if wanted(What::Ce) {
         for size in sizes(&["128x10", "4096x65", "512x50257"]) {
-            print(cross_entropy(&cpu, &device, &size, budget)?);
+            let row = cross_entropy(&cpu, &device, &size, Gradient::Apart, budget)?;
+            let from_memory = row.bytes > CACHE_BYTES;
+            print(row);
+            if from_memory {
+                print(cross_entropy(&cpu, &device, &size, Gradient::OverLogits, budget)?);
+            }
         }
     }
     if wanted(What::Adamw) {
@@ -360,7 +365,22 @@ fn product(device: &Device, size: &str, precision: Precision, budget: Duration) 
     })
 }
 
-fn cross_entropy(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row> {
+/// Where the gradient goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Gradient {
+    /// To memory of its own: the logits stay as they are.
+    Apart,
+    /// Over the logits, which a node computed, as in a training step.
+    OverLogits,
+}
+
+fn cross_entropy(
+    cpu: &Cpu,
+    device: &Device,
+    size: &str,
+    gradient: Gradient,
+    budget: Duration,
+) -> Result<Row> {
     let [rows, classes] = sizes(size, "ROWSxCLASSES")?;
     require(size, &[[rows, classes], [rows, classes]])?;
     let mut store = Store::new(device);
@@ -368,14 +388,25 @@ fn cross_entropy(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Re
     let labels: Vec<u32> = (0..rows).map(|row| (row * 7919 % classes) as u32).collect();
     let labels = store.upload("labels", &labels);
     let mut tape = Tape::new(&store);
-    let logits = tape.persistent("logits", logits, 0, [rows, classes])?;
+    let mut logits = tape.persistent("logits", logits, 0, [rows, classes])?;
     let labels = tape.persistent("labels", labels, 0, [rows])?;
+    if gradient == Gradient::OverLogits {
+        logits = ops::copy(&mut tape, logits)?;
+    }
     let loss = ops::softmax_cross_entropy(&mut tape, logits, labels, 0.0)?;
     tape.output(loss.loss)?;
     tape.output(loss.dlogits)?;
     tape.output(loss.statistics)?;
-    let recording = tape.compile(&store)?;
-    passes::timed(format!("ce_{rows}x{classes}"), rows, cpu, (recording, store), budget)
+    let recording = (tape.compile(&store)?, store);
+    match gradient {
+        Gradient::Apart => {
+            passes::timed(format!("ce_{rows}x{classes}"), rows, cpu, recording, budget)
+        }
+        Gradient::OverLogits => {
+            let work = format!("ce_{rows}x{classes}_in_place");
+            passes::timed_last(work, rows, cpu, recording, budget)
+        }
+    }
 }
 
 fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row> {
@@ -579,7 +610,7 @@ mod tests {
             let (huge, budget) = (usize::MAX / 2, Duration::from_millis(1));
             for refused in [
                 product(&device, &format!("{huge}x1x1"), Precision::F32, budget),
-                cross_entropy(&cpu, &device, &format!("{huge}x{huge}"), budget),
+                cross_entropy(&cpu, &device, &format!("{huge}x{huge}"), Gradient::Apart, budget),
                 adamw(&cpu, &device, &format!("{huge}x1"), budget),
             ] {
                 let error = refused.err().expect("more than any memory").to_string();

@@ -572,6 +572,9 @@ fn check(nodes: &[Bound], stages: &[Vec<Item>]) {
             assert!(!clash(&node.scratch), "scratch overlaps an output");
             let inputs = node.inputs.iter().filter(|input| !input.in_place);
             assert!(inputs.into_iter().all(|i| !clash(i)), "an output overlaps an input");
+            let updated = node.inputs.iter().filter(|input| input.in_place && clash(input));
+            let same = |i: &Span| Span { in_place: false, ..*i } == *output;
+            assert!(updated.into_iter().all(same), "an output lies across an input");
         }
         assert!(
             !node.inputs.iter().any(|i| i.overlaps(&node.scratch)),
