@@ -40,16 +40,18 @@ def checked(command, **settings):
     """Runs a command whose output is for people."""
     command = [str(word) for word in command]
     say("+ " + shlex.join(command))
+    lines = []
     try:
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, **settings)
+        with subprocess.Popen(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, errors="replace", **settings) as run:
+            for line in run.stderr:
+                sys.stderr.write(line)
+                lines.append(line.strip())
     except OSError as error:
         raise Missing(f"{command[0]}: {error}") from error
-    sys.stderr.write(done.stderr)
-    if done.returncode != 0:
-        lines = done.stderr.splitlines()
+    if run.returncode != 0:
         # What is wrong stands in the first line that says so, else in the last one.
         why = [line for line in lines if line.lower().startswith("error")][:1] or lines[-1:]
-        raise Missing(f"`{shlex.join(command[:3])}` ended with status {done.returncode}: {' '.join(why).strip()[:300]}")
+        raise Missing(f"`{shlex.join(command[:3])}` ended with status {run.returncode}: {' '.join(why)[:300]}")
 
 
 def installed(python, names):
@@ -85,7 +87,10 @@ def python(peer, given, pip_arguments):
     own = TARGET / "venv" / "bin" / "python"
     if not own.exists():
         say(f"+ a Python environment in {own.parent.parent.relative_to(ROOT)}")
-        venv.create(own.parent.parent, with_pip=True)
+        try:
+            venv.create(own.parent.parent, with_pip=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Missing(f"no Python environment: {error}") from error
     have = installed(own, wanted)
     missing = [f"{name}=={version}" for name, version in wanted.items() if have[name] != version]
     if missing:
