@@ -59,8 +59,9 @@ pub fn choose(isa: Isa, rows: usize, weights: &[[usize; 2]]) -> Choice {
     Choice { precision, gain }
 }
 
-/// FLOPs a second of one thread's microkernel on panels that are packed and in L1: the ceiling of
-/// products in that precision. Takes some milliseconds with SIMD.
+/// FLOPs a second of one thread's microkernel on panels that are packed and in its caches: the
+/// ceiling of products in that precision. The best of some shapes: in a small one starting a product
+/// counts, in a large one panels leave L1. Takes some milliseconds with SIMD.
 ///
 /// # Panics
 /// When this machine lacks the instruction set.
@@ -68,11 +69,16 @@ pub fn ceiling(isa: Isa, precision: Precision) -> f64 {
     let engine = Engine::new(isa, precision);
     let (rows, cols, depth) =
         with_kernel!(engine, K => (K::ROWS, 2 * K::LANES, 128), else (64, 64, 256));
-    let spec = Spec::new(rows, cols, depth).in_precision(precision);
     let packs = engine != Engine::MatrixMultiply;
-    let plan = Plan::single(isa, spec, packs, packs);
-    let best = (0..10).map(|_| fastest(&plan)).min().unwrap_or_default();
-    spec.flops() as f64 / best.as_secs_f64().max(1e-9)
+    let rate = |(panels, depths)| {
+        let spec = Spec::new(panels * rows, cols, depths * depth).in_precision(precision);
+        let plan = Plan::single(isa, spec, packs, packs);
+        let best = (0..10).map(|_| fastest(&plan)).min().unwrap_or_default();
+        spec.flops() as f64 / best.as_secs_f64().max(1e-9)
+    };
+    let shapes: &[(usize, usize)] =
+        if packs { &[(1, 1), (1, 2), (4, 1), (4, 2), (8, 2)] } else { &[(1, 1)] };
+    shapes.iter().map(|&shape| rate(shape)).fold(0.0, f64::max)
 }
 
 /// Time of `x W`, `dy W^T` and `x^T dy`.

@@ -40,11 +40,13 @@ mod portable;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod probe;
 mod rounded;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 pub use choice::{Choice, ceiling, choose};
 pub use layout::{PackedLayout, PackedWeight, PackedWeights, WEIGHT_BAND};
+pub use stored::launch;
 
 use crate::device::cpu::Isa;
 use crate::tensor::DType;

@@ -1,11 +1,13 @@
 //! `twoclocks bench`: time, rate, floor and ratio.
 
 mod passes;
+mod products;
 
 use crate::problem::Problem;
 use crate::{Common, output};
 use clap::{Args, ValueEnum};
 use passes::Pass;
+use products::Stored;
 use serde_json::json;
 use std::cell::LazyCell;
 use std::path::{Path, PathBuf};
@@ -48,6 +50,9 @@ pub struct BenchArgs {
     /// Precision of products: f32, bf16 or auto (bf16 where a step's net gains from it).
     #[arg(long, default_value = "auto")]
     precision: String,
+    /// What of `bench gemm` lies in memory: matrices in f32 (default) or bf16, or B packed.
+    #[arg(long, value_enum)]
+    operands: Option<Stored>,
     /// Seconds to measure each row for.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
@@ -80,6 +85,8 @@ struct Row {
     items: f64,
     batch: usize,
     precision: Precision,
+    /// What lay in memory before a product.
+    operands: Option<&'static str>,
     flops: f64,
     bytes: f64,
     seconds: Vec<f64>,
@@ -121,6 +128,9 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
     {
         let problem = "is for `bench gemm` and `bench step`: the other rows are f32";
         return Err(Error::config("--precision", problem));
+    }
+    if args.operands.is_some() && args.what != Some(What::Gemm) {
+        return Err(Error::config("--operands", "is for `bench gemm`"));
     }
     if !args.work.is_empty() && !matches!(args.what, None | Some(What::Step)) {
         return Err(Error::config("--work", "names a net of `bench step`"));
@@ -166,8 +176,9 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
             "784x512x128",
             "128x10x512",
         ];
+        let how = (precision.unwrap_or_default(), args.operands.unwrap_or(Stored::F32));
         for size in sizes(&defaults) {
-            print(product(&device, &size, precision.unwrap_or_default(), budget)?);
+            print(products::row(&cpu, &device, &size, how, budget)?);
         }
     }
     if wanted(What::Ce) {
@@ -235,6 +246,7 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "device": "cpu",
             "isa": cpu.isa().name(),
             "precision": row.precision.to_string(),
+            "operands": row.operands,
             "threads": cpu.threads(),
             "batch": row.batch,
             "median_ms": median * 1e3,
@@ -246,6 +258,8 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "bytes": row.bytes,
             "floor_ms": floor * 1e3,
             "ratio_to_floor": median / floor,
+            "peak_flops_per_s": peak.flops_per_s,
+            "share_of_peak": row.flops / median / peak.flops_per_s,
             "update_bytes_per_s": update,
             "share_of_update": share,
             "peaks_together": peak.together,
@@ -278,8 +292,12 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
         }
         _ => String::new(),
     };
+    let from = match row.operands {
+        Some(operands) if operands != "f32" => format!(" from {operands}"),
+        _ => String::new(),
+    };
     output::say!(
-        "{:<24} {} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}{beside}",
+        "{:<24} {}{from} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}{beside}",
         row.work,
         row.precision,
         output::seconds(median),
@@ -339,30 +357,6 @@ fn region(store: &mut Store, len: usize) -> twoclocks::tape::Region {
 
 fn timed(mut recording: Recording, mut store: Store, budget: Duration) -> Result<Vec<f64>> {
     repeat(budget, || recording.replay(&mut store))
-}
-
-fn product(device: &Device, size: &str, precision: Precision, budget: Duration) -> Result<Row> {
-    let [m, n, k] = sizes(size, "MxNxK")?;
-    require(size, &[[m, k], [k, n], [m, n]])?;
-    let mut store = Store::new(device);
-    let (a, b) = (region(&mut store, m * k), region(&mut store, k * n));
-    let mut tape = Tape::new(&store);
-    let (a, b) = (tape.persistent("a", a, 0, [m, k])?, tape.persistent("b", b, 0, [k, n])?);
-    let c = ops::matmul_in(&mut tape, precision, a, b, false, false)?;
-    tape.output(c)?;
-    let recording = tape.compile(&store)?;
-    let cost = recording.cost();
-    Ok(Row {
-        work: format!("gemm_{m}x{n}x{k}"),
-        items: 1.0,
-        batch: m,
-        precision,
-        flops: cost.flops,
-        bytes: cost.bytes,
-        seconds: timed(recording, store, budget)?,
-        updates: Vec::new(),
-        start: None,
-    })
 }
 
 /// Where the gradient goes.
@@ -444,6 +438,7 @@ fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row
         items: parameters as f64,
         batch: 1,
         precision: Precision::F32,
+        operands: None,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
@@ -547,6 +542,7 @@ fn step(
         items: BATCH as f64,
         batch: BATCH,
         precision,
+        operands: None,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
@@ -590,6 +586,7 @@ fn dispatch(cpu: &Cpu, size: &str, budget: Duration) -> Result<Row> {
         items: nodes as f64,
         batch: nodes,
         precision: Precision::F32,
+        operands: None,
         flops: 0.0,
         bytes: 0.0,
         seconds,
@@ -607,9 +604,10 @@ mod tests {
         if Environment::available_memory().is_some() {
             let cpu = Arc::new(Cpu::new(1).unwrap_or_else(|e| panic!("{e}")));
             let device = Device::Cpu(Arc::clone(&cpu));
+            let how = (Precision::F32, Stored::F32);
             let (huge, budget) = (usize::MAX / 2, Duration::from_millis(1));
             for refused in [
-                product(&device, &format!("{huge}x1x1"), Precision::F32, budget),
+                products::row(&cpu, &device, &format!("{huge}x1x1"), how, budget),
                 cross_entropy(&cpu, &device, &format!("{huge}x{huge}"), Gradient::Apart, budget),
                 adamw(&cpu, &device, &format!("{huge}x1"), budget),
             ] {

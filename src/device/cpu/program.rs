@@ -318,7 +318,8 @@ impl Program {
         }
         check(&nodes, stages);
         let begins = |task: &&Task| task.phase == 0;
-        let order = stages.iter().flatten().flatten().filter(begins).map(|task| task.node).collect();
+        let order =
+            stages.iter().flatten().flatten().filter(begins).map(|task| task.node).collect();
         let (mut units, mut queues, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
         let mut counts = Vec::new();
         for stage in stages {

@@ -95,7 +95,8 @@ pub(super) fn timed(
         beside_updates(cpu, cost.bytes, budget, || recording.replay(&mut store))?;
     let (flops, bytes) = (cost.flops, cost.bytes);
     let (items, precision) = (batch as f64, Precision::F32);
-    Ok(Row { work, items, batch, precision, flops, bytes, seconds, updates, start: None })
+    let operands = None;
+    Ok(Row { work, items, batch, precision, operands, flops, bytes, seconds, updates, start: None })
 }
 
 /// Rows over `[rows, columns]` of one operation and of its gradient.
