@@ -22,17 +22,17 @@ pub struct Choice {
 /// By how much bf16 must be faster to be chosen: its rounding is not for nothing, and a choice near
 /// the bound would differ from run to run.
 const LEAST_GAIN: f64 = 1.3;
-/// Extents are measured up to here: beyond it rates hardly change.
-const MOST: usize = 512;
+/// Extents are measured up to here: beyond it rates hardly change, and the first step waits.
+const MOST: usize = 256;
 /// FLOPs that are timed at least.
 const LEAST_FLOPS: u64 = 1 << 20;
 /// Products that are timed together at most.
 const MOST_REPEATS: u64 = 100;
 /// Repetitions, of which the fastest counts.
-const TIMES: usize = 4;
+const TIMES: usize = 3;
 
 /// Chooses between f32 and bf16 for a model whose weights \[inputs, outputs\] meet batches of `rows`:
-/// by the time that forward product and gradients take on one thread, packing counted. Takes some
+/// by the time that forward product and gradients take on one thread, packing counted. Takes few
 /// milliseconds; without bf16 instructions the choice is f32 and nothing is measured.
 ///
 /// # Panics

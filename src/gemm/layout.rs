@@ -5,6 +5,7 @@ use super::driver::{self, Kernel};
 use super::{Address, Engine, Precision, Transpose, with_kernel};
 use crate::device::cpu::Isa;
 use crate::tensor::DType;
+use rayon::prelude::*;
 
 /// How the panels of an operand are cut and woven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,6 +104,11 @@ impl PackedLayout {
     }
 }
 
+/// The smallest page of memory, in bytes.
+const PAGE: usize = 4096;
+/// Bytes of new memory that one thread touches at a time: a huge page.
+const TOUCHED: usize = 2 << 20;
+
 /// Rows, or columns, of a weight that are packed at a time: a multiple of every engine's panels and
 /// slices.
 pub const WEIGHT_BAND: usize = 32;
@@ -197,23 +203,36 @@ impl PackedWeights {
         copies.zip(next).map(|((place, layout), next)| place + layout.len()..next)
     }
 
-    /// Packs all weights. `flat` holds them; `packed` has [`PackedWeights::len`] elements.
+    /// Packs all weights, on all threads. `flat` holds them; `packed` has [`PackedWeights::len`]
+    /// elements.
     ///
     /// # Panics
     /// When a slice is too short or not aligned for the elements.
     pub fn pack_all(&self, flat: &[f32], packed: &mut [u8]) {
         assert!(packed.len() >= self.len * self.element.size(), "{} bytes", packed.len());
         assert!(packed.as_ptr().addr().is_multiple_of(self.element.size()), "not aligned");
+        /// Where all threads write, each its rows.
+        struct Shared(*mut u8);
+        // SAFETY: `pack_band` writes the places of its rows alone.
+        unsafe impl Sync for Shared {}
+        // A band's rows lie all over the copies. On new memory two threads would clear the same pages:
+        // so each touches its part first.
+        packed.par_chunks_mut(TOUCHED).for_each(|part| {
+            part.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0);
+        });
+        let shared = Shared(packed.as_mut_ptr());
         for (number, weight) in self.weights.iter().enumerate() {
             let PackedWeight { offset, inputs, outputs, .. } = *weight;
-            let source = flat[offset..][..inputs * outputs].as_ptr();
-            for start in (0..inputs).step_by(WEIGHT_BAND) {
-                let rows = start..inputs.min(start + WEIGHT_BAND);
-                let source = source.wrapping_add(start * outputs);
+            let source = &flat[offset..][..inputs * outputs];
+            (0..inputs.div_ceil(WEIGHT_BAND)).into_par_iter().for_each(|band| {
+                let shared = &shared;
+                let rows = band * WEIGHT_BAND..inputs.min((band + 1) * WEIGHT_BAND);
+                let source = source[rows.start * outputs..].as_ptr();
                 // SAFETY: the slice above has all rows, the assertions make room for the copies,
-                // which are borrowed exclusively; `new` found the instruction set.
-                unsafe { self.pack_band(number, rows, source, packed.as_mut_ptr()) };
-            }
+                // which are borrowed exclusively, and no other call has these rows; `new` found the
+                // instruction set.
+                unsafe { self.pack_band(number, rows, source, shared.0) };
+            });
         }
         for gap in self.gaps() {
             let size = self.element.size();

@@ -477,7 +477,7 @@ fn step(
     began: Instant,
 ) -> Result<Row> {
     const BATCH: usize = 128;
-    const BATCHES: usize = 16;
+    const BATCHES: usize = 8;
     let widths = widths(net)?;
     let problem = problem.map(|path| Problem::read(path, widths, BATCH)).transpose()?;
     let mut parameters = Parameters::new();
@@ -495,21 +495,26 @@ fn step(
     }
     let classes = widths[widths.len() - 1];
     let mut options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
-    let (mut batches, test) = (BATCHES, synthetic(BATCH, widths[0], classes, 2));
-    let train = match &problem {
-        Some(problem) => {
-            options.normalise = NormalisationKind::None;
-            batches = problem.batches;
-            problem.dataset(classes, options.seed)?
-        }
-        None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
-    };
+    let mut batches = BATCHES;
+    if let Some(problem) = &problem {
+        options.normalise = NormalisationKind::None;
+        batches = problem.batches;
+    }
     let Device::Cpu(cpu) = device else { return Err(Error::device(device.name(), "not yet")) };
     let shapes: Vec<[usize; 2]> = widths.windows(2).map(|pair| [pair[0], pair[1]]).collect();
-    options.precision =
-        precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision);
-    let precision = options.precision;
-    let data = Split { train, test };
+    // What is chosen is measured on one thread: another one makes the data meanwhile.
+    let (precision, data) = rayon::join(
+        || precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision),
+        || -> Result<Split> {
+            let train = match &problem {
+                Some(problem) => problem.dataset(classes, options.seed)?,
+                None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
+            };
+            Ok(Split { train, test: synthetic(BATCH, widths[0], classes, 2) })
+        },
+    );
+    let data = data?;
+    options.precision = precision;
     let mut trainer = Trainer::new(device, Box::new(Net(layers)), parameters, &data, options)?;
     if let Some(problem) = &problem {
         problem.start(&mut trainer)?;

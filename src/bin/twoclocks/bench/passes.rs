@@ -79,7 +79,8 @@ pub(super) fn timed_last(
     })?;
     let (flops, bytes) = (cost.flops, cost.bytes);
     let (items, precision) = (batch as f64, Precision::F32);
-    Ok(Row { work, items, batch, precision, flops, bytes, seconds, updates, start: None })
+    let operands = None;
+    Ok(Row { work, items, batch, precision, operands, flops, bytes, seconds, updates, start: None })
 }
 
 /// Times a recording beside the loop.
