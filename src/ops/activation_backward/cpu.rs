@@ -117,37 +117,25 @@ fn part<S: Simd>(s: S, this: Part<'_>, f: impl Fn(S, S::F32, S::F32) -> S::F32) 
     }
 }
 
-/// `dy = dy act'(saved)`, of as many elements.
 #[inline(always)]
-pub(in crate::ops) fn through<S: Simd>(s: S, activation: Activation, dy: &mut [f32], saved: &[f32]) {
-    match activation {
-        Activation::None => {}
-        Activation::Relu => update2(s, dy, saved, #[inline(always)] |s, dy, y| relu(s, dy, y)),
-        Activation::Gelu => update2(s, dy, saved, #[inline(always)] |s, dy, z| gelu(s, dy, z)),
-        Activation::Tanh => update2(s, dy, saved, #[inline(always)] |s, dy, y| tanh(s, dy, y)),
-        Activation::Silu => update2(s, dy, saved, #[inline(always)] |s, dy, z| silu(s, dy, z)),
-    }
-}
-
-#[inline(always)]
-fn relu<S: Simd>(s: S, dy: S::F32, y: S::F32) -> S::F32 {
+pub(in crate::ops) fn relu<S: Simd>(s: S, dy: S::F32, y: S::F32) -> S::F32 {
     s.select(s.gt(y, s.zero()), dy, s.zero())
 }
 
 #[inline(always)]
-fn gelu<S: Simd>(s: S, dy: S::F32, z: S::F32) -> S::F32 {
+pub(in crate::ops) fn gelu<S: Simd>(s: S, dy: S::F32, z: S::F32) -> S::F32 {
     s.mul(dy, math::gelu_grad(s, z))
 }
 
 /// `1 - y^2` as a product does not cancel near 1.
 #[inline(always)]
-fn tanh<S: Simd>(s: S, dy: S::F32, y: S::F32) -> S::F32 {
+pub(in crate::ops) fn tanh<S: Simd>(s: S, dy: S::F32, y: S::F32) -> S::F32 {
     let one = s.splat(1.0);
     s.mul(dy, s.mul(s.sub(one, y), s.add(one, y)))
 }
 
 #[inline(always)]
-fn silu<S: Simd>(s: S, dy: S::F32, z: S::F32) -> S::F32 {
+pub(in crate::ops) fn silu<S: Simd>(s: S, dy: S::F32, z: S::F32) -> S::F32 {
     s.mul(dy, math::silu_grad(s, z))
 }
 

@@ -5,7 +5,7 @@ use super::Products;
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Chunk, Launch, rows_per_chunk};
 use crate::gemm::{ALIGNMENT, Address, Block, Epilogue, Operands, Plan, Spec};
-use crate::ops::activation_backward::cpu::through;
+use crate::ops::activation_backward::cpu::{gelu, relu, silu, tanh};
 use crate::ops::{Activation, Site};
 use crate::tensor::DType;
 use half::bf16;
@@ -137,14 +137,38 @@ impl Kernel for Masking<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Masking { around, block, mask } = self;
-        let Some(saved) = around.saved else { return };
-        for row in 0..block.rows {
-            // SAFETY: the plan calls this as its epilogue, and this is the only reference.
-            let c = unsafe { block.row_mut(row) };
-            // C is dense: `Job::operands` gives its columns as the distance of its rows.
-            let saved = &saved[(block.row + row) * block.ldc + block.col..][..block.cols];
-            through(s, mask, c, saved);
+        match self.mask {
+            Activation::None => {}
+            Activation::Relu => mask(s, self, #[inline(always)] |s, c, y| relu(s, c, y)),
+            Activation::Gelu => mask(s, self, #[inline(always)] |s, c, z| gelu(s, c, z)),
+            Activation::Tanh => mask(s, self, #[inline(always)] |s, c, y| tanh(s, c, y)),
+            Activation::Silu => mask(s, self, #[inline(always)] |s, c, z| silu(s, c, z)),
+        }
+    }
+}
+
+#[inline(always)]
+fn mask<S: Simd>(s: S, this: Masking<'_>, f: impl Fn(S, S::F32, S::F32) -> S::F32) {
+    let Masking { around, block, .. } = this;
+    // C is dense: `Job::operands` gives its columns as the distance of its rows.
+    let saved = around.saved.expect("a product with a mask has what it is taken of");
+    let first = block.row * block.ldc + block.col;
+    let end = (block.rows - 1) * block.ldc + block.cols;
+    let saved = saved[first..first + end].as_ptr();
+    for i in 0..block.rows {
+        for j in (0..block.cols).step_by(S::LANES) {
+            let (at, width) = (i * block.ldc + j, S::LANES.min(block.cols - j));
+            // SAFETY: the plan calls this as its epilogue: the block is ours to read and write,
+            // i < rows and j + width <= cols; the slice above has as many elements.
+            unsafe {
+                let (c, saved) = (block.c.add(at), saved.add(at));
+                if width == S::LANES {
+                    s.store(c, f(s, s.load(c), s.load(saved)));
+                } else {
+                    let value = s.load_partial(c, width, 0.0);
+                    s.store_partial(c, width, f(s, value, s.load_partial(saved, width, 0.0)));
+                }
+            }
         }
     }
 }
