@@ -281,3 +281,31 @@ fn a_region_of_another_store_is_refused() {
     refused(other.write(region, 0, &[1f32]), "another store");
     refused(other.read(region, 0, &mut [0f32]), "another store");
 }
+
+/// The gradient of an activation is taken within the product that comes back to it, where nobody else
+/// wants what that product gives.
+#[test]
+fn a_product_takes_the_mask_only_where_nobody_misses_it() {
+    use twoclocks::ops::{self, Activation};
+    let store = Store::new(&Device::cpu(1).expect("cpu"));
+    let ops = |skip: bool, wanted: bool| -> Vec<&'static str> {
+        let mut tape = Tape::new(&store);
+        let x = tape.input("x", [6, 5]).expect("input");
+        let w = tape.input("w", [5, 5]).expect("input");
+        let v = tape.input("v", [5, 3]).expect("input");
+        let h = ops::linear(&mut tape, x, w, None, Activation::Relu).expect("linear");
+        let y = if skip { ops::add(&mut tape, h, x).expect("add") } else { h };
+        let z = ops::linear(&mut tape, y, v, None, Activation::None).expect("linear");
+        let loss = ops::sum(&mut tape, z, &[0, 1], false).expect("sum");
+        let wrt = if wanted { vec![w, h] } else { vec![w] };
+        for gradient in tape.backward(loss, &wrt).expect("gradient") {
+            tape.output(gradient).expect("output");
+        }
+        let recording = tape.compile(&store).expect("compile");
+        recording.nodes().iter().map(|node| node.op).collect()
+    };
+    let apart = |ops: &[&str]| ops.contains(&"activation_backward");
+    assert!(!apart(&ops(false, false)));
+    assert!(apart(&ops(true, false)), "the sum's other side reads the product too");
+    assert!(apart(&ops(false, true)), "the gradient of h is asked for");
+}

@@ -39,7 +39,7 @@ pub(super) struct Input {
     at: u64,
 }
 
-/// Bytes from which on a file is read on all threads, and bytes that one reads at a time.
+/// Bytes from which on a part of known length is read on all threads, and bytes that one reads at a time.
 #[cfg(unix)]
 const LARGE: usize = 4 << 20;
 #[cfg(unix)]
@@ -77,6 +77,7 @@ impl Input {
         let room = usize::try_from(room.min(n)).unwrap_or(0);
         #[cfg(unix)]
         if room >= LARGE
+            && room as u64 == n
             && let Some(out) = self.read_in_parts(room)
         {
             self.at += out.len() as u64;

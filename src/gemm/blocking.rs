@@ -125,7 +125,7 @@ impl Grid {
             reduce_chunks: 0,
         };
         let wanted = wanted_chunks(spec, unit.speed);
-        let small = wanted == 1 && m * n <= unit.most_rows * unit.most_cols;
+        let small = wanted == 1 && (unit.splits || m * n <= unit.most_rows * unit.most_cols);
         if grid.rows == 0 || most == 1 || small {
             return grid;
         }

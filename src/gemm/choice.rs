@@ -99,7 +99,10 @@ fn fastest(plan: &Plan) -> Duration {
     let Spec { m, n, k, .. } = *plan.spec();
     let memory = |elements: usize| Memory::zeroed((elements + ALIGNMENT) * size_of::<f32>());
     let (layout_a, layout_b) = (plan.packed_a(), plan.packed_b());
-    let (a, b) = (memory((m * k).max(layout_a.len())), memory((k * n).max(layout_b.len())));
+    let (mut a, mut b) = (memory((m * k).max(layout_a.len())), memory((k * n).max(layout_b.len())));
+    // Memory that was never written is one page, however often it is read.
+    a.bytes_mut().fill(0);
+    b.bytes_mut().fill(0);
     let (mut c, mut scratch) = (memory(m * n), memory(plan.scratch_len()));
     let address = |memory: &Memory, packed: bool, layout: PackedLayout| match layout.element {
         DType::Bf16 if packed => Address::Bf16(memory.bytes().as_ptr().cast::<bf16>()),

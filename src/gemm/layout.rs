@@ -3,7 +3,7 @@
 use super::blocking::Range;
 use super::driver::{self, Kernel};
 use super::{Address, Engine, Precision, Transpose, with_kernel};
-use crate::device::cpu::Isa;
+use crate::device::cpu::{Isa, touch};
 use crate::tensor::DType;
 use rayon::prelude::*;
 
@@ -103,11 +103,6 @@ impl PackedLayout {
             + p % group
     }
 }
-
-/// The smallest page of memory, in bytes.
-const PAGE: usize = 4096;
-/// Bytes of new memory that one thread touches at a time: a huge page.
-const TOUCHED: usize = 2 << 20;
 
 /// Rows, or columns, of a weight that are packed at a time: a multiple of every engine's panels and
 /// slices.
@@ -211,15 +206,16 @@ impl PackedWeights {
     pub fn pack_all(&self, flat: &[f32], packed: &mut [u8]) {
         assert!(packed.len() >= self.len * self.element.size(), "{} bytes", packed.len());
         assert!(packed.as_ptr().addr().is_multiple_of(self.element.size()), "not aligned");
+        let ends = self.weights.iter().map(|weight| weight.offset + weight.inputs * weight.outputs);
+        assert!(ends.max().is_none_or(|end| end <= flat.len()), "{} weights", flat.len());
+        let packed = &mut packed[..self.len * self.element.size()];
         /// Where all threads write, each its rows.
         struct Shared(*mut u8);
         // SAFETY: `pack_band` writes the places of its rows alone.
         unsafe impl Sync for Shared {}
         // A band's rows lie all over the copies. On new memory two threads would clear the same pages:
         // so each touches its part first.
-        packed.par_chunks_mut(TOUCHED).for_each(|part| {
-            part.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0);
-        });
+        touch(packed);
         let shared = Shared(packed.as_mut_ptr());
         for (number, weight) in self.weights.iter().enumerate() {
             let PackedWeight { offset, inputs, outputs, .. } = *weight;

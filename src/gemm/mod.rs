@@ -302,8 +302,9 @@ impl Plan {
     /// these alone are more, and K is not split.
     ///
     /// # Panics
-    /// When this machine lacks the instruction set.
+    /// When this machine lacks the instruction set, or the product is to be added to C.
     pub fn in_blocks(isa: Isa, spec: Spec, multiples: [usize; 2], most: usize) -> Plan {
+        assert!(!spec.accumulate, "blocks are written, not added to");
         Plan::cut(isa, spec, [false, false], usize::MAX, Some((multiples, most)))
     }
 
@@ -329,7 +330,11 @@ impl Plan {
         let speed = with_kernel!(engine, K => K::SPEED, else 1);
         let single = most == 1 || blocking::wanted_chunks(&spec, speed) == 1;
         let (panels, unit) = with_kernel!(engine, K => {
-            let panels = K::panels(&spec, packed_a, packed_b, single);
+            let mut panels = K::panels(&spec, packed_a, packed_b, single);
+            // Blocks are low: packing B for each would cost as much as they do.
+            if blocks.is_some() && spec.b == Transpose::No && panels.b == SourceB::Local {
+                panels.b = SourceB::InPlace;
+            }
             (panels, panels.unit::<K>())
         }, else (portable::panels(&spec), portable::UNIT));
         let unit = match blocks {

@@ -231,7 +231,9 @@ impl Bound {
         self.weights
     }
 
-    /// The flat region of the gradients, laid out as the weights.
+    /// The flat region of the gradients, laid out as the weights. After a step it holds those that were
+    /// placed there: not those of large weights, which are updated as their gradients are computed
+    /// (`Optimizer::record_from`).
     pub fn gradients(&self) -> Region {
         self.gradients
     }

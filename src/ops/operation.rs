@@ -37,7 +37,8 @@ pub trait Recorder {
 
     /// The operation that computes a tensor as its only output, and its inputs; `None` where somebody
     /// wants the tensor itself to be kept, or the recorder does not say. So an operation can be recorded
-    /// together with the one before it; that one is dropped if nobody else reads its output.
+    /// together with the one before it, which is dropped if nobody else reads its output: else it is
+    /// computed twice.
     fn computed_by(&self, var: Var) -> Option<(Arc<dyn Operation>, Vec<Var>)> {
         let _ = var;
         None
@@ -201,6 +202,7 @@ pub struct Rule<'a> {
     /// The node's outputs.
     pub outputs: &'a [Var],
     upstream: &'a [Option<Var>],
+    owned: Vec<bool>,
     needs: &'a [bool],
     given: Vec<Option<Var>>,
     name: &'static str,
@@ -216,7 +218,19 @@ impl<'a> Rule<'a> {
         needs: &'a [bool],
     ) -> Self {
         let given = vec![None; inputs.len()];
-        Rule { tape, inputs, outputs, upstream, needs, given, name }
+        let owned = vec![false; outputs.len()];
+        Rule { tape, inputs, outputs, upstream, owned, needs, given, name }
+    }
+
+    /// The same where these upstream gradients are this node's alone.
+    pub(crate) fn owning(self, owned: Vec<bool>) -> Self {
+        Rule { owned, ..self }
+    }
+
+    /// Whether the gradient with respect to output `i` was recorded by this reverse walk and for this
+    /// output alone: then nobody misses it if it is not computed apart.
+    pub fn owns_upstream(&self, i: usize) -> bool {
+        self.owned[i]
     }
 
     /// Gradient of the loss with respect to output `i`; `None` if the loss does not depend on it.

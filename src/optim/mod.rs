@@ -1,6 +1,7 @@
 //! Update rules, and schedules of the learning rate.
 //!
-//! An [`Optimizer`] records the update of all parameters as one operation over flat regions; what
+//! An [`Optimizer`] records the update of all parameters as one operation over flat regions, or that of
+//! large weights within the products that are their gradients ([`Optimizer::record_from`]); what
 //! changes from step to step goes through control slots ([`Optimizer::prepare`]), so that one
 //! recording serves a whole run. A [`Schedule`] says the learning rate of each step.
 
@@ -11,6 +12,7 @@ pub use crate::ops::update::{Decay, Rule, Segment};
 pub use config::OptimizerConfig;
 pub use schedule::{Anneal, CycleMode, Position, Schedule};
 
+use crate::device::cpu::touch;
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};
 use crate::gemm::{PackedWeight, PackedWeights, Precision, may_split};
@@ -36,7 +38,7 @@ pub struct Optimizer {
     packed: Option<(Arc<PackedWeights>, Region)>,
 }
 
-/// What [`Optimizer::record`] recorded.
+/// What [`Optimizer::record`] or [`Optimizer::record_from`] recorded.
 #[derive(Clone, Copy, Debug)]
 pub struct Recorded {
     /// `g.g`, `w.w`, `g.w` of each segment before the update, f32 `[segments, 3]`. Computed only if
@@ -64,8 +66,15 @@ impl Optimizer {
         let names = ["optimizer.first", "optimizer.second"];
         let moments = names[..rule.moments()]
             .iter()
-            .map(|&name| (name, store.allocate(name, DType::F32, flat_len)))
-            .collect();
+            .map(|&name| {
+                let region = store.allocate(name, DType::F32, flat_len);
+                // The first step reads them before it writes them.
+                store.write_with(region, |moments: &mut [f32]| {
+                    touch(bytemuck::cast_slice_mut(moments))
+                })?;
+                Ok((name, region))
+            })
+            .collect::<Result<_>>()?;
         let control = store.control_mut();
         let slots = UpdateSlots::register(control, "optimizer");
         let max_norm = control.f32_slot("optimizer.max_norm", f32::INFINITY);
@@ -114,8 +123,10 @@ impl Optimizer {
     /// The same from gradients on the tape, one for each segment and not used elsewhere, which are
     /// all of this update's. Where one is the product of a batch's inputs and upstream gradients, the
     /// weight is updated as that product is computed ([`mod@crate::ops::product_update`]), and the
-    /// gradient never goes to memory. The others are placed in the region `gradients`. With clipping,
-    /// which needs the norm of all, all are.
+    /// gradient never goes to memory, not to the region either. The others are placed in the region
+    /// `gradients`. All are with clipping, which needs the norm of all; where such products are of fewer
+    /// than a million weights together; where a weight that is kept packed is not among them. So is one
+    /// over 1024 rows or more.
     ///
     /// # Errors
     /// As [`Optimizer::record`]; another number of gradients than of segments, or one of another
@@ -147,7 +158,7 @@ impl Optimizer {
         let mut statistics = Vec::new();
         for (number, product) in products.iter().enumerate() {
             if let Some(product) = product {
-                let of_one = tape.scoped(&product.scope, |tape| {
+                let of_one = tape.scoped_as(of[number], |tape| {
                     self.record_product(tape, number, product, weights, guard)
                 })?;
                 statistics.push(of_one);
@@ -338,8 +349,6 @@ struct Product {
     dz: Var,
     shape: Shape,
     precision: Precision,
-    /// Where it was recorded: the layer.
-    scope: String,
 }
 
 impl Product {
@@ -349,13 +358,12 @@ impl Product {
             inputs.iter().map(|&input| tape.tensor_type(input).clone()).collect();
         let precision = is_transposed_product(&*op, &types)?;
         let [x, dz] = inputs[..] else { return None };
-        // Over so many rows the product is cut along its sum, which leaves no one to update.
+        // Over so many rows the product may be cut along its sum, which leaves no one to update.
         if may_split(types[0].shape.rows()) {
             return None;
         }
         let shape = tape.tensor_type(gradient).shape.clone();
-        let scope = tape.scope_of(gradient).to_owned();
-        Some(Product { x, dz, shape, precision, scope })
+        Some(Product { x, dz, shape, precision })
     }
 }
 

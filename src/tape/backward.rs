@@ -31,6 +31,7 @@ impl Tape {
     /// An upstream gradient has another shape than its output; and as [`Tape::backward`].
     pub fn vector_jacobian(&mut self, outputs: &[(Var, Var)], wrt: &[Var]) -> Result<Vec<Var>> {
         let needs = self.dependents(wrt);
+        let first = self.tensors.len() as u32;
         let mut gradients: HashMap<Var, Var> = HashMap::new();
         for &(output, upstream) in outputs {
             if self.tensor_type(output).shape != self.tensor_type(upstream).shape {
@@ -60,7 +61,15 @@ impl Tape {
             }
             let label = self.label(index);
             let outer = std::mem::replace(&mut self.scopes, vec![format!("{label}.backward")]);
-            let given = self.node_gradient(index, &node, &upstream, &input_needs, &mut gradients);
+            // Gradients that this walk made, of one tensor alone that nobody asks for.
+            let owned = node.outputs.iter().zip(&upstream).map(|(output, upstream)| {
+                upstream.is_some_and(|upstream| {
+                    let tensors = gradients.values().filter(|&&other| other == upstream).count();
+                    upstream.index >= first && tensors == 1 && !wrt.contains(output)
+                })
+            });
+            let upstream = (&upstream[..], owned.collect());
+            let given = self.node_gradient(index, &node, upstream, &input_needs, &mut gradients);
             self.scopes = outer;
             given.map_err(|error| match error {
                 Error::Gradient { problem, .. } => Error::Gradient { op: label, problem },
@@ -86,7 +95,7 @@ impl Tape {
         &mut self,
         index: usize,
         node: &super::Node,
-        upstream: &[Option<Var>],
+        (upstream, owned): (&[Option<Var>], Vec<bool>),
         needs: &[bool],
         gradients: &mut HashMap<Var, Var>,
     ) -> Result<()> {
@@ -97,7 +106,8 @@ impl Tape {
                 "an operation that updates memory in place has no gradient",
             ));
         }
-        let mut rule = Rule::new(self, node.op.name(), inputs, outputs, upstream, needs);
+        let rule = Rule::new(self, node.op.name(), inputs, outputs, upstream, needs);
+        let mut rule = rule.owning(owned);
         node.op.gradient(&mut rule)?;
         let given = rule.finish()?;
         for ((&input, gradient), &needs) in inputs.iter().zip(given).zip(needs) {

@@ -306,12 +306,16 @@ impl Tape {
         Ok(sharing)
     }
 
-    /// The scope in which a tensor was computed; empty for one that no node computes.
-    pub(crate) fn scope_of(&self, var: Var) -> &str {
-        match self.tensor(var).origin {
-            Origin::Node(node) => &self.nodes[node].scope,
-            _ => "",
-        }
+    /// Records in the scope in which a tensor was computed.
+    pub(crate) fn scoped_as<R>(&mut self, var: Var, body: impl FnOnce(&mut Tape) -> R) -> R {
+        let scope = match self.tensor(var).origin {
+            Origin::Node(node) => self.nodes[node].scope.clone(),
+            _ => String::new(),
+        };
+        let outer = std::mem::replace(&mut self.scopes, vec![scope]);
+        let result = body(self);
+        self.scopes = outer;
+        result
     }
 
     /// Declares that no gradient flows through `var`: [`Tape::backward`] takes it as a constant,
@@ -429,12 +433,16 @@ impl Recorder for Tape {
     }
 
     fn computed_by(&self, var: Var) -> Option<(Arc<dyn Operation>, Vec<Var>)> {
+        if var.tape != self.id {
+            return None;
+        }
         let tensor = self.tensor(var);
         let Origin::Node(node) = tensor.origin else { return None };
         let Node { op, inputs, outputs, .. } = &self.nodes[node];
         let free = tensor.alias.is_none()
             && tensor.placed.is_none()
             && !tensor.overwritten
+            && !tensor.detached
             && !tensor.is_output
             && inputs.iter().all(|&input| !self.tensor(input).overwritten);
         (free && outputs.len() == 1).then(|| (Arc::clone(op), inputs.clone()))

@@ -502,19 +502,13 @@ fn step(
     }
     let Device::Cpu(cpu) = device else { return Err(Error::device(device.name(), "not yet")) };
     let shapes: Vec<[usize; 2]> = widths.windows(2).map(|pair| [pair[0], pair[1]]).collect();
-    // What is chosen is measured on one thread: another one makes the data meanwhile.
-    let (precision, data) = rayon::join(
-        || precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision),
-        || -> Result<Split> {
-            let train = match &problem {
-                Some(problem) => problem.dataset(classes, options.seed)?,
-                None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
-            };
-            Ok(Split { train, test: synthetic(BATCH, widths[0], classes, 2) })
-        },
-    );
-    let data = data?;
-    options.precision = precision;
+    options.precision =
+        precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision);
+    let train = match &problem {
+        Some(problem) => problem.dataset(classes, options.seed)?,
+        None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
+    };
+    let data = Split { train, test: synthetic(BATCH, widths[0], classes, 2) };
     let mut trainer = Trainer::new(device, Box::new(Net(layers)), parameters, &data, options)?;
     if let Some(problem) = &problem {
         problem.start(&mut trainer)?;
@@ -546,7 +540,7 @@ fn step(
         work: net.to_owned(),
         items: BATCH as f64,
         batch: BATCH,
-        precision,
+        precision: trainer.precision(),
         operands: None,
         flops: cost.flops,
         bytes: cost.bytes,

@@ -1,6 +1,7 @@
 //! Host memory for arenas and persistent regions: zeroed, aligned to a cache line.
 
 use crate::tensor::Element;
+use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
@@ -28,8 +29,8 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// A block of that many zero bytes. Large ones are not written here: the system hands out
-    /// cleared pages, and clears each when it is touched first, on the thread that does.
+    /// A block of that many zero bytes. Large ones that are new are not written here: the system hands
+    /// out cleared pages, and clears each when it is touched first, on the thread that does.
     pub fn zeroed(bytes: usize) -> Memory {
         let large = bytes >= HUGE_PAGE;
         let alignment = if large { HUGE_PAGE } else { ALIGNMENT };
@@ -86,6 +87,18 @@ impl Memory {
 
     pub(super) fn start(&mut self) -> *mut u8 {
         self.start.as_ptr()
+    }
+}
+
+/// Writes to each page of new memory, on all threads: so each page is cleared by one thread, and is as
+/// large as it can be. (A page that is read first is one of zeros that all share, and on some systems
+/// is made anew in small pages when it is written.) What the bytes held is lost.
+pub fn touch(bytes: &mut [u8]) {
+    const PAGE: usize = 4096;
+    let touch = |part: &mut [u8]| part.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0);
+    match bytes.len() {
+        ..=HUGE_PAGE => touch(bytes),
+        _ => bytes.par_chunks_mut(HUGE_PAGE).for_each(touch),
     }
 }
 

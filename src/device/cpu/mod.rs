@@ -19,7 +19,7 @@ pub use cache::Caches;
 pub use help::Trial;
 pub use isa::Isa;
 pub use launch::{Chunk, Launch, rows_per_chunk};
-pub use memory::Memory;
+pub use memory::{Memory, touch};
 pub use peak::Peak;
 pub use program::Program;
 pub use team::Team;

@@ -1,7 +1,7 @@
 //! What this machine can do at most, measured: the figures that floors are computed from.
 
 use super::simd::{Kernel, Simd, dispatch, fold_many, update1};
-use super::{Cpu, Isa, Memory};
+use super::{Cpu, Isa, Memory, touch};
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -146,6 +146,7 @@ impl Cpu {
         let multiply = self.best(|_| dispatch(isa, Multiply { start: black_box(0.5) }));
 
         let mut big = Memory::zeroed(256 << 20);
+        touch(big.bytes_mut());
         let bytes = big.len() as f64;
         let mut update = f64::INFINITY;
         let began = Instant::now();

@@ -318,8 +318,9 @@ impl Program {
         }
         check(&nodes, stages);
         let begins = |task: &&Task| task.phase == 0;
-        let order =
-            stages.iter().flatten().flatten().filter(begins).map(|task| task.node).collect();
+        let begun = stages.iter().flatten().flatten().filter(begins).map(|task| task.node);
+        let idle = (0..nodes.len()).filter(|&node| nodes[node].launch.phases.is_empty());
+        let order = begun.chain(idle).collect();
         let (mut units, mut queues, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
         let mut counts = Vec::new();
         for stage in stages {
@@ -491,7 +492,7 @@ impl Program {
         }
     }
 
-    /// Runs node after node, each by the whole team, and calls `after` with the node's index, its
+    /// Runs node after node in the order of their stages, each by the whole team, and calls `after` with the node's index, its
     /// time in nanoseconds and its outputs. For profiles and for finding where values go bad; the
     /// results are those of [`Program::replay`].
     pub fn replay_by_node<'m>(

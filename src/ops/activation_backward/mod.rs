@@ -33,8 +33,7 @@ pub struct ActivationBackward {
 }
 
 /// Records `dz = dy act'` and `db`, the sum of `dz` over all axes but the last, and returns them in
-/// this order. Where `dy` is a product, `dz` is computed with it ([`mod@super::matmul`]), and `db` from
-/// `dz`. `saved` is the argument of the activation where
+/// this order. `saved` is the argument of the activation where
 /// [`Activation::needs_argument`], else its value.
 ///
 /// # Errors
@@ -46,15 +45,32 @@ pub fn activation_backward(
     saved: Var,
     activation: Activation,
 ) -> Result<(Var, Var)> {
-    if activation != Activation::None
-        && let Some(dz) = with_mask(tape, dy, saved, activation)?
-    {
-        let rows: Vec<usize> = (0..tape.tensor_type(dz).shape.rank() - 1).collect();
-        let db = sum(tape, dz, &rows, false)?;
-        return Ok((dz, db));
-    }
     let outputs = tape.push(Arc::new(ActivationBackward { activation }), &[dy, saved])?;
     Ok((outputs[0], outputs[1]))
+}
+
+/// The same where nobody else reads `dy`: if it is a product, `dz` is computed with it
+/// ([`mod@super::matmul`]), and `db` from `dz`.
+///
+/// # Errors
+/// As [`activation_backward`].
+pub(super) fn of_product(
+    tape: &mut dyn Recorder,
+    dy: Var,
+    saved: Var,
+    activation: Activation,
+) -> Result<(Var, Var)> {
+    let Some(dz) = with_mask(tape, dy, saved, activation)? else {
+        return activation_backward(tape, dy, saved, activation);
+    };
+    let rows: Vec<usize> = (0..tape.tensor_type(dz).shape.rank() - 1).collect();
+    Ok((dz, sum(tape, dz, &rows, false)?))
+}
+
+/// FLOPs of one element of `dz`.
+pub(super) fn flops(activation: Activation, site: &Site<'_>) -> f64 {
+    let kind = ActivationBackward { activation }.kind();
+    kind.map_or(0.0, |kind| UnaryGradient { kind }.cost(site).flops)
 }
 
 /// Records the gradient of `saved`, where `upstream` is that of `dz`.

@@ -18,6 +18,7 @@ mod naive;
 
 pub(super) use naive::derivative;
 
+use super::activation_backward::of_product;
 use super::matmul::cpu::Others;
 use super::matmul::{Products, as_matrix, matmul_in, matmul_packed, without};
 use super::unary::{Kind, Unary};
@@ -198,7 +199,10 @@ impl Operation for Linear {
             (Some(dy), Activation::None) => (Some(dy), None),
             (Some(dy), activation) => {
                 let saved = rule.outputs[usize::from(activation.needs_argument())];
-                let (dz, db) = activation_backward(rule.tape, dy, saved, activation)?;
+                let (dz, db) = match rule.owns_upstream(0) {
+                    true => of_product(rule.tape, dy, saved, activation)?,
+                    false => activation_backward(rule.tape, dy, saved, activation)?,
+                };
                 (Some(dz), Some(db))
             }
         };

@@ -280,8 +280,11 @@ impl Operation for Matmul {
     fn cost(&self, site: &Site<'_>) -> Cost {
         let Products { batches, spec } =
             self.known(&site.inputs[0].shape, &site.inputs[1].shape);
-        let masked = self.others().saved.map_or(0, |saved| site.inputs[saved].elements());
-        let flops = batches as f64 * spec.flops() as f64 + masked as f64;
+        let mut flops = batches as f64 * spec.flops() as f64;
+        if let Some(saved) = self.others().saved {
+            let of_mask = Site { inputs: &[site.outputs[0].clone(), site.inputs[saved].clone()], ..*site };
+            flops += super::activation_backward::flops(self.mask, &of_mask);
+        }
         if self.packed {
             return without(1, flops, site);
         }
@@ -412,9 +415,14 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
             ([129, 131, 64], &[]),
             ([9, 17, 6], &[2, 5]),
             ([16, 16, 23], &[17]),
+            // Several tiles of several products; K in several blocks.
+            ([97, 127, 96], &[3]),
+            ([40, 70, 700], &[]),
         ] {
             cases.push(case_masked(size, (false, true), leading, mask));
         }
+        let batched = case_masked([10, 17, 4099], (true, false), &[2], mask);
+        cases.push(batched.without_gradient());
         cases.push(case_masked([33, 14, 21], (true, false), &[], mask));
         // A split K.
         let split = case_masked([10, 17, 4099], (false, true), &[], mask);

@@ -21,7 +21,7 @@ use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var,
 use crate::device::Control;
 use crate::device::cpu::Launch;
 use crate::error::{Error, Result};
-use crate::gemm::{PackedWeights, Precision, Spec};
+use crate::gemm::{PackedWeight, PackedWeights, Precision, Spec};
 use crate::tensor::{DType, TensorType};
 use std::sync::Arc;
 
@@ -95,6 +95,10 @@ impl ProductUpdate {
     }
 }
 
+fn weight_shape(weight: &PackedWeight) -> [usize; 2] {
+    [weight.inputs, weight.outputs]
+}
+
 fn flat(tensor_type: &TensorType) -> TensorType {
     TensorType::f32([tensor_type.elements()])
 }
@@ -122,6 +126,13 @@ impl Operation for ProductUpdate {
                 found.join(", ")
             );
             return Err(Error::operation(self.name(), problem));
+        }
+        if let Some(packed) = &self.update.packed {
+            let own = |weight: &PackedWeight| weight_shape(weight) == inputs[2].shape.extents();
+            if packed.weights().len() != 1 || !packed.weights().iter().all(own) {
+                let problem = format!("the copies are not those of W {}", inputs[2]);
+                return Err(Error::operation(self.name(), problem));
+            }
         }
         let mut inner = vec![flat(&inputs[2]); 2 + moments];
         inner.extend_from_slice(&inputs[count..]);
@@ -222,7 +233,7 @@ pub fn cases(control: &mut Control) -> Vec<Case> {
         }
     }
     for precision in [Precision::F32, Precision::Bf16] {
-        for size in [[0, 3, 2], [4, 0, 2], [4, 3, 0], [1, 1, 1], [128, 64, 10], [70, 300, 129], [3, 70, 2100]] {
+        for size in [[0, 3, 2], [4, 0, 2], [4, 3, 0], [1, 1, 1], [128, 64, 10], [70, 300, 129], [3, 70, 2100], [300, 70, 129], [1023, 40, 50]] {
             cases.push(case(control, RULES[2], size, precision, None));
         }
     }

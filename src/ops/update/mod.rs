@@ -396,8 +396,12 @@ impl Operation for Update {
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {
-        let flops = self.flops(site.used[self.statistics_output()]) * site.inputs[0].elements();
+        let covered: usize = self.segments.iter().map(|segment| segment.len).sum();
+        let flops = self.flops(site.used[self.statistics_output()]) * covered;
         let mut cost = Cost::of(flops as f64, site);
+        // What lies between the segments is neither read nor written.
+        let gaps = site.inputs[0].elements() - covered;
+        cost.bytes -= (gaps * size_of::<f32>() * (3 + 2 * self.rule.moments())) as f64;
         if self.packed.is_some() {
             // The old copies are not read.
             cost.bytes -= site.inputs[self.scalars().end].bytes() as f64;

@@ -3,7 +3,7 @@
 use super::{CACHE_BYTES, Row, region, repeat, require, sizes};
 use std::sync::Arc;
 use std::time::Duration;
-use twoclocks::device::cpu::{Cpu, Memory};
+use twoclocks::device::cpu::{Cpu, Memory, touch};
 use twoclocks::gemm::Precision;
 use twoclocks::ops::layer_norm::LayerNorm;
 use twoclocks::ops::layer_norm_backward::LayerNormBackward;
@@ -43,6 +43,7 @@ fn turns(
         return Ok((work(budget)?, Vec::new()));
     }
     let mut memory = Memory::zeroed((bytes as usize).min(MOST_BYTES));
+    touch(memory.bytes_mut());
     let (mut seconds, mut rates) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         seconds.extend(work(budget / TURNS)?);
@@ -67,7 +68,7 @@ pub(super) fn timed_last(
     let cost = recording.nodes()[last].cost;
     let (seconds, updates) = turns(cpu, cost.bytes, budget, |budget| {
         let mut seconds = Vec::new();
-        repeat(budget, || {
+        let timed = repeat(budget, || {
             recording.replay_timed(&mut store, |node, nanoseconds| {
                 if node == last {
                     seconds.push(nanoseconds as f64 * 1e-9);
@@ -75,7 +76,7 @@ pub(super) fn timed_last(
             })
         })?;
         // What `repeat` does to warm up is not timed.
-        Ok(seconds.split_off(3))
+        Ok(seconds.split_off(seconds.len() - timed.len()))
     })?;
     let (flops, bytes) = (cost.flops, cost.bytes);
     let (items, precision) = (batch as f64, Precision::F32);
