@@ -9,7 +9,7 @@
 // columns of [1][parts][outer * inner]. All orders are fixed by the shapes.
 //
 // Target: compute_75
-// Registers: 40
+// Registers: 48
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 

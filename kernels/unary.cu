@@ -5,7 +5,7 @@
 // Addresses that are not those of four elements are served element by element.
 //
 // Target: compute_75
-// Registers: 40
+// Registers: 48
 #include "common/math.cuh"
 #include "common/vector.cuh"
 

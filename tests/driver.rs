@@ -10,10 +10,16 @@ mod common;
 mod build;
 #[path = "driver/elementwise.rs"]
 mod elementwise;
+#[path = "driver/gemm.rs"]
+mod gemm;
 #[path = "driver/gpu.rs"]
 mod gpu;
+#[path = "driver/rows.rs"]
+mod rows;
 #[path = "driver/tool.rs"]
 mod tool;
+#[path = "driver/update.rs"]
+mod update;
 
 pub(crate) use gpu::launch;
 

@@ -2,6 +2,8 @@
 // host compiler through tests/driver/cuda_host.hpp, which defines the same names.
 //
 //   KERNEL(name, threads, (parameters)) { ... }   a kernel for blocks of at most `threads`
+//   KERNEL_RESIDENT(name, threads, blocks, ...)   the same, with so many blocks on a multiprocessor at once: bounds registers,
+//                                                 and keeps ptxas from spilling for more blocks than that
 //   SHARED(type, name, [extents]);                static shared memory
 //   DYNAMIC_SHARED(type, name);                   what the launch gives, aligned to 16 bytes
 //   load, store, load_once                        vector accesses; load_once asks not to stay in L1
@@ -18,6 +20,8 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name __VA_ARGS__
+#define KERNEL_RESIDENT(name, threads, blocks, ...) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name __VA_ARGS__
 #define DEVICE static __device__ __forceinline__
 #define FUNCTOR __device__ __forceinline__
 #define SHARED(type, name, extents) __shared__ __align__(16) type name extents
@@ -25,6 +29,7 @@ typedef unsigned long long u64;
     extern __shared__ __align__(16) u8 dynamic_shared_memory[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared_memory)
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 template <class T>
 DEVICE T load(const T* address) {

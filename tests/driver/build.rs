@@ -97,8 +97,17 @@ fn build() -> Option<PathBuf> {
     let (driver, kernels) = (root.join("tests/driver"), root.join("kernels"));
     // Contraction is off in the PTX as well: both round at the same places.
     let flags = [
-        "-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden",
-        "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Wno-unknown-pragmas", "-Werror",
+        "-std=c++20",
+        "-O2",
+        "-march=native",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-missing-field-initializers",
+        "-Wno-unknown-pragmas",
+        "-Werror",
     ];
     // An object is named by all that goes into it, so one that is there is the right one.
     let mut common = DefaultHasher::new();

@@ -11,6 +11,7 @@
     extern "C" void name __VA_ARGS__; \
     static const standin::Register register_##name(#name, threads, &name); \
     extern "C" void name __VA_ARGS__
+#define KERNEL_RESIDENT(name, threads, blocks, ...) KERNEL(name, threads, __VA_ARGS__)
 #define DEVICE static inline
 #define FUNCTOR inline
 #define SHARED(type, name, extents) \
@@ -19,6 +20,7 @@
     auto& name = *(name##_type*)standin::static_shared(name##_site, sizeof(name##_type), 16)
 #define DYNAMIC_SHARED(type, name) type* name = (type*)standin::dynamic_shared()
 #define UNROLL
+#define ROLLED
 
 #define threadIdx (standin::self->index)
 #define blockIdx (standin::block_index)

@@ -281,7 +281,9 @@ fn a_missing_barrier_shows() {
     let mut seen = Vec::new();
     for order in ORDERS {
         let variables = [("TWOCLOCKS_STANDIN_ORDER", order)];
-        let Some(output) = build::start("tool::a_missing_barrier_shows", &variables) else { return };
+        let Some(output) = build::start("tool::a_missing_barrier_shows", &variables) else {
+            return;
+        };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{text}");
         let lines: Vec<String> =
@@ -298,7 +300,13 @@ fn a_missing_barrier_shows() {
 
 #[test]
 fn a_write_past_the_end_is_caught() {
-    let words = ["kernel planted_write_past_end", "block (1, 0, 0)", "a write", "global memory 0 bytes past the end", "400 bytes"];
+    let words = [
+        "kernel planted_write_past_end",
+        "block (1, 0, 0)",
+        "a write",
+        "global memory 0 bytes past the end",
+        "400 bytes",
+    ];
     caught("a_write_past_the_end_is_caught", &words, || {
         let gpu = Gpu::new();
         let kernel = gpu.planted("planted_write_past_end", 64, &[".u64", ".u32"]);
@@ -314,7 +322,13 @@ fn a_write_past_the_end_is_caught() {
 
 #[test]
 fn a_read_past_the_end_is_caught() {
-    let words = ["kernel planted_read_past_end", "block (3, 0, 0)", "thread (", "a read of global memory", "past the end of an allocation of 256 bytes"];
+    let words = [
+        "kernel planted_read_past_end",
+        "block (3, 0, 0)",
+        "thread (",
+        "a read of global memory",
+        "past the end of an allocation of 256 bytes",
+    ];
     caught("a_read_past_the_end_is_caught", &words, || {
         let gpu = Gpu::new();
         let kernel = gpu.planted("planted_read_past_end", 64, &[".u64", ".u64", ".u32"]);
@@ -341,7 +355,11 @@ fn freed_memory_is_not_touched() {
 
 #[test]
 fn shared_memory_has_an_end() {
-    let words = ["kernel planted_shared_past_end", "thread (63, 0, 0)", "a write to dynamic shared memory, 0 bytes past its end"];
+    let words = [
+        "kernel planted_shared_past_end",
+        "thread (63, 0, 0)",
+        "a write to dynamic shared memory, 0 bytes past its end",
+    ];
     caught("shared_memory_has_an_end", &words, || {
         let gpu = Gpu::new();
         let kernel = gpu.planted("planted_shared_past_end", 64, &[".u64", ".u32"]);
@@ -392,7 +410,13 @@ fn diverges(name: &str, words: &[&str], kernel: &str, parameters: &[&str], threa
 fn a_thread_that_returns_before_a_barrier_is_caught() {
     diverges(
         "a_thread_that_returns_before_a_barrier_is_caught",
-        &["planted_early_return", "divergence", "waits for __syncthreads at", "planted.cu", "thread (40, 0, 0) has returned"],
+        &[
+            "planted_early_return",
+            "divergence",
+            "waits for __syncthreads at",
+            "planted.cu",
+            "thread (40, 0, 0) has returned",
+        ],
         "planted_early_return",
         &[".u64"],
         64,
@@ -423,14 +447,18 @@ fn a_lane_that_does_not_come_is_caught() {
 
 #[test]
 fn misaligned_vectors_are_caught() {
-    caught("misaligned_vectors_are_caught", &["planted_misaligned", "a misaligned address"], || {
-        let gpu = Gpu::new();
-        let kernel = gpu.planted("planted_misaligned", 32, &[".u64", ".u64"]);
-        let (x, y) = (gpu.upload(&[1f32; 64]), gpu.unset::<f32>(64));
-        launch!(gpu, kernel, 1, 32, 0, at(&x), at(&y)).expect("a launch itself succeeds");
-        assert_eq!(error(gpu.stream.synchronize()), LAUNCH_FAILED);
-        std::mem::forget((x, y));
-    });
+    caught(
+        "misaligned_vectors_are_caught",
+        &["planted_misaligned", "a misaligned address"],
+        || {
+            let gpu = Gpu::new();
+            let kernel = gpu.planted("planted_misaligned", 32, &[".u64", ".u64"]);
+            let (x, y) = (gpu.upload(&[1f32; 64]), gpu.unset::<f32>(64));
+            launch!(gpu, kernel, 1, 32, 0, at(&x), at(&y)).expect("a launch itself succeeds");
+            assert_eq!(error(gpu.stream.synchronize()), LAUNCH_FAILED);
+            std::mem::forget((x, y));
+        },
+    );
 }
 
 #[test]
