@@ -8,8 +8,15 @@ use twoclocks::device::Control;
 use twoclocks::ops::{Case, TABLE, Tolerance, Values};
 use twoclocks::{DType, Shape};
 
+/// A case with values: what goes in, and what the oracle makes of it.
+struct Example {
+    case: Case,
+    inputs: Vec<Values>,
+    outputs: Vec<Values>,
+}
+
 /// The cases of a folder of `src/ops`, with the values of their inputs and what the oracle makes of them.
-pub fn cases(folder: &str) -> (Control, Vec<(Case, Vec<Values>, Vec<Values>)>) {
+fn cases(folder: &str) -> Vec<Example> {
     let entry = TABLE.iter().find(|entry| entry.name == folder).expect("it is in the table");
     let mut control = Control::new();
     let cases = (entry.cases)(&mut control);
@@ -30,10 +37,9 @@ pub fn cases(folder: &str) -> (Control, Vec<(Case, Vec<Values>, Vec<Values>)>) {
             outputs[output].data.clone_from(&inputs[input].data);
         }
         case.op.naive(&inputs, &mut outputs, &control);
-        (case, inputs, outputs)
+        Example { case, inputs, outputs }
     });
-    let all = with_values.collect();
-    (control, all)
+    with_values.collect()
 }
 
 pub fn f32s(values: &Values) -> Vec<f32> {
@@ -70,7 +76,7 @@ on_stand_in! {
     fn unary() {
         let gpu = Gpu::new();
         let mut seen = 0;
-        for (case, inputs, outputs) in cases("unary").1 {
+        for Example { case, inputs, outputs } in cases("unary") {
             let kind = KINDS.iter().find(|kind| case.op.name() == **kind).expect("a kernel a kind");
             let what = format!("unary {kind} {}", case.name);
             let n = inputs[0].data.len();
@@ -146,7 +152,7 @@ on_stand_in! {
     fn binary() {
         let gpu = Gpu::new();
         let (mut same, mut repeated) = (0, 0);
-        for (case, inputs, outputs) in cases("binary").1 {
+        for Example { case, inputs, outputs } in cases("binary") {
             let kind = case.op.name();
             let what = format!("binary {}", case.name);
             let n = outputs[0].data.len();
@@ -181,7 +187,7 @@ on_stand_in! {
     fn activation_backward() {
         let gpu = Gpu::new();
         let mut seen = 0;
-        for (case, inputs, outputs) in cases("activation_backward").1 {
+        for Example { case, inputs, outputs } in cases("activation_backward") {
             let what = format!("activation_backward {}", case.name);
             let (rows, columns) = (inputs[0].rows(), inputs[0].columns());
             if inputs[0].data.is_empty() {
@@ -222,9 +228,8 @@ on_stand_in! {
 on_stand_in! {
     fn batch() {
         let gpu = Gpu::new();
-        let (_, cases) = cases("batch");
         let mut seen = 0;
-        for (case, inputs, outputs) in cases {
+        for Example { case, inputs, outputs } in cases("batch") {
             let (size, features) = (outputs[0].rows(), inputs[0].columns());
             if size == 0 || outputs[1].data.is_empty() {
                 continue;
@@ -275,6 +280,43 @@ on_stand_in! {
             seen += 1;
         }
         assert!(seen > 12, "only {seen} cases");
+    }
+}
+
+on_stand_in! {
+    /// What changes from step to step is read at the replay, not frozen into the graph.
+    fn a_graph_reads_the_control_block() {
+        let gpu = Gpu::new();
+        let kernel = gpu.kernel("batch", "batch_u8_f32");
+        let bytes: Vec<u8> = (0..24).collect();
+        let (values, labels) = (gpu.upload(&bytes), gpu.upload(&[0u32, 1, 2, 3, 4, 5]));
+        let order = gpu.upload(&[5u32, 4, 3, 2, 1, 0]);
+        let (scale, shift) = (gpu.upload(&[1f32; 4]), gpu.upload(&[0.5f32; 4]));
+        let (inputs, out) = (gpu.unset::<f32>(2 * 4), gpu.unset::<u32>(2));
+        let mut slots = gpu.upload(&[7u64, 0]);
+        // SAFETY: set before the graph reads it.
+        let mut pinned = unsafe { gpu.context.alloc_pinned::<u64>(2) }.expect("host memory");
+        // Taken now: cudarc records an event of its own with a captured copy, and cannot wait for it later.
+        let host = pinned.as_mut_ptr().expect("nothing runs");
+        let mode = cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        gpu.stream.begin_capture(mode).expect("it begins");
+        gpu.stream.memcpy_htod(&pinned, &mut slots).expect("captured");
+        launch!(
+            gpu, kernel, (1, 2, 1), 256, 0, at(&values), at(&labels), at(&order), at(&scale), at(&shift), at(&inputs),
+            at(&out), 6u32, 4u32, 6u32, at(&slots), 1u32
+        ).expect("captured");
+        let graph = gpu.stream.end_capture(cudarc::driver::sys::CUgraphInstantiate_flags(0));
+        let graph = graph.expect("it ends").expect("it has nodes");
+        for offset in [0u64, 4, 2] {
+            // SAFETY: two elements, and the graph is done with them.
+            unsafe { host.add(1).write(offset) };
+            graph.launch().expect("it runs");
+            gpu.stream.synchronize().expect("it ran");
+            let want = [5 - offset as u32, 4 - offset as u32];
+            assert_eq!(gpu.download(&out), want, "offset {offset}");
+            assert_eq!(gpu.download(&inputs)[..2], [want[0] as f32 * 4.0 + 0.5, want[0] as f32 * 4.0 + 1.5]);
+        }
+        std::mem::forget(pinned);
     }
 }
 

@@ -212,12 +212,15 @@ on_stand_in! {
     }
 }
 
+/// Of logits and labels.
+type Change<'a> = &'a dyn Fn(&mut [f64], &mut [f64]);
+
 on_stand_in! {
     fn cross_entropy_at_its_edges() {
         let gpu = Gpu::new();
         for variant in ["16", "256", "block"] {
             let targets = Targets::Labels { smoothing: 0.0 };
-            let run = |change: &dyn Fn(&mut [f64], &mut [f64])| {
+            let run = |change: Change<'_>| {
                 let mut logits = Values {
                     tensor_type: TensorType::f32([3, 4]),
                     data: vec![0.0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0, -1.0, 5.0, 0.0, 2.0],
@@ -231,14 +234,15 @@ on_stand_in! {
             // Of equal logits the first is the argmax: two rows are right.
             let (got, _) = run(&|_, _| ());
             assert_eq!(got.statistics[2], 2.0, "{variant}");
-            for (name, change) in [
-                ("a label out of range", &(|_: &mut [f64], y: &mut [f64]| y[1] = 4.0) as &dyn Fn(&mut [f64], &mut [f64])),
+            let changes: [(&str, Change<'_>); 6] = [
+                ("a label out of range", &|_, y| y[1] = 4.0),
                 ("NaN", &|z, _| z[5] = f64::NAN),
                 ("NaN of the label", &|z, _| z[4] = f64::NAN),
                 ("infinity", &|z, _| z[6] = f64::INFINITY),
                 ("infinity of the label", &|z, _| z[4] = f64::INFINITY),
                 ("negative infinities", &|z, _| z[4..8].fill(f64::NEG_INFINITY)),
-            ] {
+            ];
+            for (name, change) in changes {
                 let (got, want) = run(change);
                 assert!(got.loss.is_nan() && want[0].data[0].is_nan(), "{variant}, {name}: {}", got.loss);
                 assert!(got.per_row[1].is_nan() && got.statistics[0].is_nan(), "{variant}, {name}");

@@ -243,6 +243,38 @@ on_stand_in! {
     }
 }
 
+/// Work may run as late as something waits for it. Then a host that reads or writes too early sees it.
+#[test]
+fn work_that_nobody_waited_for_is_not_done() {
+    let body = || {
+        let gpu = Gpu::new();
+        let kernel = gpu.kernel("unary", "unary_neg_f32");
+        // SAFETY: set in the next line, and read only after the copies.
+        let mut pinned = unsafe { gpu.context.alloc_pinned::<f32>(4) }.expect("host memory");
+        pinned.as_mut_slice().expect("nothing runs").fill(1.0);
+        let host = pinned.as_ptr().expect("nothing runs");
+        let mut x = gpu.unset::<f32>(4);
+        gpu.stream.memcpy_htod(&pinned, &mut x).expect("queued");
+        launch!(gpu, kernel, 1, 256, 0, at(&x), at(&x), 4u64).expect("queued");
+        gpu.stream.memcpy_dtoh(&x, &mut pinned).expect("queued");
+        // SAFETY: the memory is there as long as `pinned`; the stand-in runs nothing meanwhile.
+        let early = unsafe { host.read_volatile() };
+        gpu.stream.synchronize().expect("it ran");
+        let late = pinned.as_slice().expect("it ran")[0];
+        println!("\nearly {early} late {late}");
+    };
+    if build::inside() {
+        return body();
+    }
+    for (queue, words) in [("eager", "early -1 late -1"), ("late", "early 1 late -1")] {
+        let variables = [("TWOCLOCKS_STANDIN_QUEUE", queue)];
+        let name = "tool::work_that_nobody_waited_for_is_not_done";
+        let Some(output) = build::start(name, &variables) else { return };
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(words), "{queue}: no `{words}` in {said}");
+    }
+}
+
 /// Runs the test `name`, in which a kernel with a planted fault runs, in every order, and asserts that the
 /// stand-in says all of `words`.
 fn caught(name: &str, words: &[&str], body: impl FnOnce()) {
