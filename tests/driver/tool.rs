@@ -88,6 +88,60 @@ on_stand_in! {
     }
 }
 
+/// What `scripts/kernels` noted when it made the PTX.
+fn manifest() -> serde_json::Value {
+    let path = format!("{}/kernels/ptx/manifest.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    serde_json::from_str(&text).expect("it is JSON")
+}
+
+/// Sources that changed after their PTX was made; `scripts/kernels --check` compiles them anew.
+#[test]
+fn the_ptx_is_of_these_sources() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let manifest = manifest();
+    let check = |path: String, noted: &serde_json::Value| {
+        let data = std::fs::read(folder.join(&path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let same = noted["crc32"].as_u64() == Some(u64::from(crc32fast::hash(&data)));
+        assert!(same, "{path} changed after the PTX was made: run scripts/kernels");
+    };
+    for (name, noted) in manifest["headers"].as_object().expect("an object") {
+        check(format!("common/{name}"), noted);
+    }
+    let kernels = manifest["kernels"].as_object().expect("an object");
+    for (name, noted) in kernels {
+        check(format!("{name}.cu"), &noted["source"]);
+        check(format!("ptx/{name}.ptx"), &noted["ptx"]);
+    }
+    let count = |folder: &std::path::Path, ending: &str| {
+        let files = std::fs::read_dir(folder).expect("it is there");
+        files
+            .filter(|file| {
+                let path = file.as_ref().expect("it can be read").path();
+                path.extension().is_some_and(|it| it == ending)
+            })
+            .count()
+    };
+    assert_eq!(kernels.len(), count(&folder, "cu"), "every source has its PTX");
+    assert_eq!(kernels.len(), count(&folder.join("ptx"), "ptx"), "every PTX has its source");
+    let headers = manifest["headers"].as_object().expect("an object").len();
+    assert_eq!(headers, count(&folder.join("common"), "cuh"), "every header is noted");
+}
+
+on_stand_in! {
+    fn every_kernel_loads() {
+        let gpu = Gpu::new();
+        for (file, noted) in manifest()["kernels"].as_object().expect("an object") {
+            for name in noted["entries"].as_array().expect("an array") {
+                let kernel = gpu.kernel(file, name.as_str().expect("a name"));
+                let most = kernel.get_attribute(sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK);
+                let most = most.expect("it says");
+                assert!(most >= 128 && most % 32 == 0, "{name}: {most} threads");
+            }
+        }
+    }
+}
+
 on_stand_in! {
     fn launches_that_a_driver_refuses() {
         let gpu = Gpu::new();

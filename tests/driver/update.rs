@@ -196,3 +196,44 @@ on_stand_in! {
         }
     }
 }
+
+on_stand_in! {
+    fn global_norm() {
+        let gpu = Gpu::new();
+        let squares = gpu.kernel("global_norm", "global_norm_squares");
+        let finish = gpu.kernel("global_norm", "global_norm_finish");
+        let slots = |max_norm: f32, scale: f32| {
+            gpu.upload(&[u64::MAX, u64::from(scale.to_bits()), u64::from(max_norm.to_bits())])
+        };
+        for (n, first) in [(1usize, 0usize), (1000, 0), (4096, 1), (20_003, 3)] {
+            let mut random = Random(n as u64);
+            let all: Vec<f32> = (0..n + first).map(|_| (random.unit() * 2.0 - 1.0) as f32).collect();
+            let want: f64 = all[first..].iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+            let run = |all: &[f32], max_norm: f32, scale: f32| {
+                let (g, control) = (gpu.upload(all), slots(max_norm, scale));
+                let per_part = 4096u32;
+                let parts = (n as u32).div_ceil(per_part);
+                let partials = gpu.unset::<f32>(parts as usize);
+                let (norm, factor) = (gpu.unset::<f32>(1), gpu.unset::<f32>(1));
+                let from = at(&g) + 4 * first as u64;
+                launch!(gpu, squares, parts, 256, 0, from, at(&partials), n as u64, per_part).expect("it runs");
+                launch!(gpu, finish, 1, 256, 0, at(&partials), at(&norm), at(&factor), parts, at(&control), 2u32, 1u32)
+                    .expect("it runs");
+                (gpu.download(&norm)[0], gpu.download(&factor)[0])
+            };
+            let (norm, factor) = run(&all, 0.25, -0.5);
+            digest("norm", &[norm, factor]);
+            let rounding = Tolerance::Rounding(16.0);
+            assert_close("norm", &[norm], &[want * 0.5], rounding);
+            assert_close("factor", &[factor], &[(0.25 / (want * 0.5 + 1e-6)).min(1.0)], rounding);
+            assert_eq!(run(&all, f32::INFINITY, 1.0).1, 1.0, "an infinite bound clips nothing");
+            let mut bad = all;
+            bad[first + n / 2] = f32::NAN;
+            let (norm, factor) = run(&bad, 0.25, 1.0);
+            assert!(norm.is_nan() && factor.is_nan(), "{norm} and {factor}");
+            bad[first + n / 2] = 1e30;
+            let (norm, factor) = run(&bad, 0.25, 1.0);
+            assert!(norm.is_infinite() && factor.is_nan(), "{norm} and {factor}");
+        }
+    }
+}
