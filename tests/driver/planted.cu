@@ -111,3 +111,12 @@ KERNEL(tool_shuffles, 1024, (float* y, u32 rounds)) {
     for (u32 i = 0; i < rounds; i++) v += __shfl_xor_sync(ALL_LANES, v, 1 << i % 5);
     y[threadIdx.x] = v;
 }
+/// f32 to bf16 and f16, and these back.
+KERNEL(tool_short_types, 256, (const float* x, u16* as_bf16, u16* as_half, float* from_bf16, float* from_half, u32 n)) {
+    u32 i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= n) return;
+    as_bf16[i] = from_float<bf16>(x[i]).bits;
+    as_half[i] = float_to_half(x[i]);
+    from_bf16[i] = to_float(bf16{u16(i)});
+    from_half[i] = half_to_float(u16(i));
+}

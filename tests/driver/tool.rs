@@ -197,8 +197,104 @@ on_stand_in! {
     }
 }
 
-/// Doubles 4 elements by a captured graph.
-fn doubled(gpu: &Gpu) {
+on_stand_in! {
+    fn short_types_round_as_the_hardware_does() {
+        let gpu = Gpu::new();
+        let n = 1 << 16;
+        // All bf16 with a lower half that is below, at or above the middle, and values around every f16.
+        let x: Vec<f32> = (0..n as u32).map(|i| {
+            let low = [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff][i as usize % 6];
+            if i % 7 < 4 {
+                return f32::from_bits(i << 16 | low);
+            }
+            f32::from_bits(half::f16::from_bits(i as u16).to_f32().to_bits().wrapping_add(low >> 4))
+        }).collect();
+        let (from, short) = (gpu.upload(&x), [gpu.unset::<u16>(n), gpu.unset::<u16>(n)]);
+        let wide = [gpu.unset::<f32>(n), gpu.unset::<f32>(n)];
+        let kernel = gpu.planted("tool_short_types", 256, &[".u64", ".u64", ".u64", ".u64", ".u64", ".u32"]);
+        let [as_bf16, as_half] = &short;
+        let [from_bf16, from_half] = &wide;
+        launch!(
+            gpu, kernel, 256, 256, 0, at(&from), at(as_bf16), at(as_half), at(from_bf16), at(from_half), n as u32
+        ).expect("it runs");
+        let (short, wide) = (short.map(|x| gpu.download(&x)), wide.map(|x| gpu.download(&x)));
+        for i in 0..n {
+            let got = half::bf16::from_bits(short[0][i]);
+            let want = half::bf16::from_f32(x[i]);
+            assert!(got == want || got.is_nan() && want.is_nan(), "{:e} as bf16", x[i]);
+            let (got, want) = (half::f16::from_bits(short[1][i]), half::f16::from_f32(x[i]));
+            assert!(got == want || got.is_nan() && want.is_nan(), "{:e} as f16", x[i]);
+            let (got, want) = (wide[0][i], half::bf16::from_bits(i as u16).to_f32());
+            assert!(got == want || got.is_nan() && want.is_nan(), "bf16 {i:x}");
+            let (got, want) = (wide[1][i], half::f16::from_bits(i as u16).to_f32());
+            assert!(got == want || got.is_nan() && want.is_nan(), "f16 {i:x}");
+        }
+    }
+}
+
+on_stand_in! {
+    /// Calls that cudarc has no wrapper for.
+    fn the_interface_below() {
+        let gpu = Gpu::new();
+        let text = std::ffi::CString::new(image("planted_write_past_end", 64, &[".u64", ".u32"])).expect("no zeros");
+        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let y = gpu.unset::<f32>(64);
+        let stream = gpu.stream.cu_stream();
+        // SAFETY: handles come from the calls before, and every pointer is to a variable of this function
+        // of the type that the driver's interface states.
+        unsafe {
+            sys::cuModuleLoadData(&mut module, text.as_ptr().cast()).result().expect("it loads");
+            let name = c"planted_write_past_end";
+            sys::cuModuleGetFunction(&mut function, module, name.as_ptr()).result().expect("it is there");
+            let (mut address, mut last) = (at(&y), 31u32);
+            let mut arguments = [(&raw mut address).cast(), (&raw mut last).cast::<std::ffi::c_void>()];
+            let mut config: sys::CUlaunchConfig = std::mem::zeroed();
+            (config.gridDimX, config.gridDimY, config.gridDimZ) = (1, 1, 1);
+            (config.blockDimX, config.blockDimY, config.blockDimZ) = (64, 1, 1);
+            config.hStream = stream;
+            let null = std::ptr::null_mut();
+            sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), null).result().expect("it runs");
+            let got = gpu.download(&y);
+            assert!(got[..32].iter().all(|&y| y == 1.0) && got[32..].iter().all(|y| y.is_nan()));
+            // Clusters are not what this can run; it says so.
+            let mut attribute: sys::CUlaunchAttribute = std::mem::zeroed();
+            attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            (attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z) = (2, 1, 1);
+            (config.attrs, config.numAttrs) = (&mut attribute, 1);
+            let refused = sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), null);
+            assert_eq!(refused, CUresult::CUDA_ERROR_NOT_SUPPORTED);
+
+            // Arguments in one buffer, which has to be large enough: an address, then a number.
+            let mut buffer = [0u8; 12];
+            buffer[..8].copy_from_slice(&address.to_ne_bytes());
+            buffer[8..].copy_from_slice(&63u32.to_ne_bytes());
+            for (mut bytes, want) in [(11usize, CUresult::CUDA_ERROR_INVALID_VALUE), (12, CUresult::CUDA_SUCCESS)] {
+                let [pointer, size] = [1usize, 2].map(|key| key as *mut std::ffi::c_void);
+                let mut extra = [pointer, buffer.as_mut_ptr().cast(), size, (&raw mut bytes).cast(), null.cast()];
+                let (none, extra) = (std::ptr::null_mut(), extra.as_mut_ptr());
+                let got = sys::cuLaunchKernel(function, 1, 1, 1, 64, 1, 1, 0, stream, none, extra);
+                assert_eq!(got, want, "{bytes} bytes");
+            }
+            assert_eq!(gpu.download(&y), vec![1.0; 64]);
+            let none = std::ptr::null_mut();
+            let got = sys::cuLaunchKernel(function, 1, 1, 1, 64, 1, 1, 0, stream, none, none);
+            assert_eq!(got, CUresult::CUDA_ERROR_INVALID_VALUE, "no arguments");
+
+            let mut found = std::ptr::null_mut();
+            let mut status = std::mem::zeroed();
+            sys::cuGetProcAddress_v2(c"cuMemAlloc".as_ptr(), &mut found, 12000, 0, &mut status).result().expect("found");
+            assert!(!found.is_null());
+            let missing = sys::cuGetProcAddress_v2(c"cuNothing".as_ptr(), &mut found, 12000, 0, &mut status);
+            assert_eq!(missing, CUresult::CUDA_ERROR_NOT_FOUND);
+            sys::cuModuleUnload(module).result().expect("it was loaded");
+            let gone = sys::cuLaunchKernel(function, 1, 1, 1, 64, 1, 1, 0, stream, arguments.as_mut_ptr(), none);
+            assert_eq!(gone, CUresult::CUDA_ERROR_INVALID_HANDLE);
+        }
+    }
+}
+
+/// Four elements, turned in sign by a captured graph.
+fn negated(gpu: &Gpu) {
     let kernel = gpu.kernel("unary", "unary_neg_f32");
     let x = gpu.upload(&[1f32, 2.0, 3.0, 4.0]);
     let y = gpu.unset::<f32>(4);
@@ -219,7 +315,7 @@ fn doubled(gpu: &Gpu) {
 on_stand_in! {
     fn graphs() {
         let gpu = Gpu::new();
-        doubled(&gpu);
+        negated(&gpu);
         let thread_local = Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let end = |stream: &Arc<CudaStream>| {
             error(stream.end_capture(sys::CUgraphInstantiate_flags(0)))
@@ -269,7 +365,7 @@ on_stand_in! {
                 assert_eq!(gpu.download(&y), [1.0; 4]);
             }
         }
-        doubled(&gpu);
+        negated(&gpu);
         assert_eq!(end(&gpu.stream), CUresult::CUDA_ERROR_ILLEGAL_STATE);
     }
 }
