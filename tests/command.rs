@@ -249,6 +249,9 @@ fn bad_arguments_are_refused_before_anything_is_written() {
     refused("eval", &["eval", "/nonexistent/run"], &["/nonexistent/run"]);
     refused("flag", &["train", "--nosuch"], &["--nosuch"]);
     refused("sizes", &["bench", "gemm", "1x2"], &["1x2", "MxNxK"]);
+    let operands = ["bench", "gemm", "8x8x8", "--operands", "bf16"];
+    refused("operands", &operands, &["--operands", "--precision bf16"]);
+    refused("operands", &["bench", "ce", "--operands", "bf16"], &["--operands", "bench gemm"]);
     for what in ["bench", "profile"] {
         for time in ["0", "1e300", "nan", "1e-300"] {
             refused(what, &[what, "--seconds", time], &["--seconds", "is not a time"]);
@@ -394,6 +397,16 @@ fn a_printed_configuration_trains() {
 fn every_line_of_bench_and_profile_is_json() {
     for arguments in [
         &["bench", "gemm", "32x32x32", "--seconds", "0.01", "--json"][..],
+        &[
+            "bench",
+            "gemm",
+            "9x8x7",
+            "--precision=bf16",
+            "--operands=bf16",
+            "--seconds=0.01",
+            "--json",
+        ],
+        &["bench", "gemm", "9x8x7", "--operands=packed", "--seconds=0.01", "--json"],
         &["bench", "ce", "16x10", "--seconds", "0.01", "--json"],
         &["bench", "adamw", "10000x5", "--seconds", "0.01", "--json"],
         &["bench", "step", "--work", "mlp64", "--seconds", "0.05", "--json"],
@@ -421,6 +434,8 @@ fn every_line_of_bench_and_profile_is_json() {
                 "bytes",
                 "floor_ms",
                 "ratio_to_floor",
+                "peak_flops_per_s",
+                "share_of_peak",
             ] {
                 assert!(!lines[0][key].is_null(), "{arguments:?}: no {key} in {}", lines[0]);
             }

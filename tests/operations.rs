@@ -7,7 +7,7 @@ use common::{Random, assert_close, values};
 use std::sync::Arc;
 use twoclocks::device::cpu::{Cpu, Isa};
 use twoclocks::ops::{Case, TABLE, Tolerance};
-use twoclocks::{DType, Device, Recorder, Store, Tape};
+use twoclocks::{DType, Device, Recorder, Store, Tape, Var, ops};
 
 /// Elements of guard before and after every tensor.
 const GUARD: usize = 32;
@@ -199,6 +199,67 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let one = check_kernel(entry, number, isa, 1);
         for threads in [2, 3] {
             assert_eq!(one, check_kernel(entry, number, isa, threads), "{entry} {number}");
+        }
+    }
+}
+
+/// Outputs that take the memory of an input ([`twoclocks::Operation::may_reuse`]) have the bits of
+/// those that do not.
+#[test]
+fn outputs_over_their_inputs_have_the_same_bits() {
+    for (entry, number) in all_cases() {
+        let pairs =
+            case(entry, number, &mut Store::new(&Device::cpu(1).expect("cpu"))).op.may_reuse();
+        for ((_, over), isa) in
+            pairs.iter().flat_map(|&pair| Isa::available().into_iter().map(move |isa| (pair, isa)))
+        {
+            let run = |keep: bool| -> (usize, Vec<Vec<u32>>) {
+                let cpu = Cpu::with_isa(2, isa).expect("this machine has it");
+                let mut store = Store::new(&Device::Cpu(Arc::new(cpu)));
+                let case = case(entry, number, &mut store);
+                let mut random = Random(number as u64 + 1);
+                let mut tape = Tape::new(&store);
+                let mut feeds = Vec::new();
+                let mut inputs = Vec::new();
+                for (i, input) in case.inputs.iter().enumerate() {
+                    let given =
+                        tape.input_of(&format!("{i}"), input.tensor_type.clone()).expect("input");
+                    feeds.push((given, input.tensor_type.dtype, values(input, &mut random)));
+                    inputs.push(if i == over {
+                        ops::copy(&mut tape, given).expect("f32")
+                    } else {
+                        given
+                    });
+                }
+                if keep {
+                    tape.output(inputs[over]).expect("output");
+                }
+                let outputs = tape.push(Arc::clone(&case.op), &inputs).expect("recorded");
+                outputs.iter().for_each(|&output| tape.output(output).expect("output"));
+                let mut recording = tape.compile(&store).expect("compile");
+                for (var, dtype, data) in feeds {
+                    match dtype {
+                        DType::F32 => {
+                            let data: Vec<f32> = data.iter().map(|&x| x as f32).collect();
+                            recording.write(var, &data).expect("write");
+                        }
+                        DType::U32 => {
+                            let data: Vec<u32> = data.iter().map(|&x| x as u32).collect();
+                            recording.write(var, &data).expect("write");
+                        }
+                        other => panic!("{entry}: an input of {other}"),
+                    }
+                }
+                recording.replay(&mut store).expect("replay");
+                let bits = |&var: &Var| {
+                    recording.read(var).expect("read").iter().map(|x| x.to_bits()).collect()
+                };
+                (recording.memory().arena_bytes, outputs.iter().map(bits).collect())
+            };
+            let ((kept, apart), (reused, over_input)) = (run(true), run(false));
+            assert_eq!(apart, over_input, "{entry} {number} on {isa}");
+            let empty = over_input.iter().all(Vec::is_empty);
+            assert!(empty || reused < kept, "{entry} {number}: {reused} bytes, kept {kept}");
         }
     }
 }

@@ -178,6 +178,77 @@ fn an_output_is_not_overwritten_and_an_update_does_not_read_itself() {
     refused(ops::accumulate(&mut tape, y, x), "is an output");
 }
 
+/// An output takes an input's memory only where nobody else reads that: not after the node, not
+/// beside it, not by a view.
+#[test]
+fn what_others_read_is_not_overwritten() {
+    const SHAPE: [usize; 2] = [600, 40];
+    let input: Vec<f32> = (0..SHAPE[0] * SHAPE[1]).map(|i| (i % 37) as f32 * 0.1).collect();
+    let labels: Vec<u32> = (0..SHAPE[0] as u32).map(|row| row % 40).collect();
+    // What reads the logits, and whether that leaves their memory to the gradient.
+    let readers = ["nobody", "before", "beside", "after", "view", "twice", "host"];
+    let mut gradients: Vec<Vec<f32>> = Vec::new();
+    let mut arenas = Vec::new();
+    for reader in readers {
+        let mut store = store();
+        let labels = store.upload("labels", &labels);
+        let mut tape = Tape::new(&store);
+        let labels = tape.persistent("labels", labels, 0, [SHAPE[0]]).expect("labels");
+        let x = tape.input("x", SHAPE).expect("x");
+        let logits = ops::scale(&mut tape, x, 2.0).expect("logits");
+        let doubled = |tape: &mut Tape, of: Var| ops::scale(tape, of, 2.0).expect("a reader");
+        let mut read = match reader {
+            "beside" => Some(doubled(&mut tape, logits)),
+            "before" => {
+                let read = doubled(&mut tape, logits);
+                let sum = ops::sum(&mut tape, read, &[0, 1], false).expect("sum");
+                let none = ops::scale(&mut tape, sum, 0.0).expect("zero");
+                tape.output(none).expect("output");
+                Some(read)
+            }
+            "host" => Some(logits),
+            _ => None,
+        };
+        let shown = match reader {
+            "view" => ops::reshape(&mut tape, logits, SHAPE).expect("view"),
+            _ => logits,
+        };
+        let gradient = match reader {
+            "twice" => {
+                ops::softmax_cross_entropy_soft(&mut tape, logits, logits).expect("soft").dlogits
+            }
+            _ => ops::softmax_cross_entropy(&mut tape, shown, labels, 0.0).expect("ce").dlogits,
+        };
+        if let "after" | "view" = reader {
+            read = Some(doubled(&mut tape, logits));
+        }
+        tape.output(gradient).expect("output");
+        if let Some(read) = read {
+            tape.output(read).expect("output");
+        }
+        let recording = run(&tape, &mut store, x, &input);
+        if let Some(read) = read {
+            let factor = if reader == "host" { 2.0 } else { 4.0 };
+            let want: Vec<f32> = input.iter().map(|x| factor * x).collect();
+            assert_eq!(recording.read(read).expect("read"), want, "{reader}");
+        }
+        gradients.push(recording.read(gradient).expect("gradient"));
+        arenas.push(recording.memory().arena_bytes);
+    }
+    for (reader, gradient) in
+        readers.iter().zip(&gradients).filter(|(reader, _)| **reader != "twice")
+    {
+        assert_eq!(*gradient, gradients[0], "{reader}");
+    }
+    // Of logits that are alone, one matrix beside the input; else one more.
+    let matrix = input.len() * 4;
+    for (reader, arena) in readers.iter().zip(arenas) {
+        let matrices = if *reader == "nobody" { 2 } else { 3 };
+        assert!(arena / matrix >= matrices, "{reader}: {arena} bytes");
+        assert!(*reader != "nobody" || arena / matrix == 2, "{arena} bytes");
+    }
+}
+
 #[test]
 fn sizes_past_the_address_space_are_refused() {
     let mut store = store();

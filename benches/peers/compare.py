@@ -6,13 +6,14 @@
     python3 benches/peers/compare.py kernels --threads 1
 
 Makes what it needs first (environment.py). The table goes to standard error, one JSON object to standard output or --output.
-Each run is a process of its own; a round is one run of every side. A side's figure is the median over the rounds of its
+Each run is a process of its own, on the same processors as all others; a round is one run of every side. A side's figure is the median over the rounds of its
 medians; a ratio is the best peer's figure over ours (above 1: ours is faster), its range that of the ratios of single rounds.
 Machines drift: ratios of one run are claims, milliseconds are not.
 """
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -25,24 +26,27 @@ import tempfile
 import time
 
 import environment
-from environment import PEERS, TARGET, say
+from environment import PEERS, TARGET, Missing, say
 
 NETS = ["mlp64", "mlp", "mlp2048"]
 STEP_PEERS = ["pytorch", "jax", "candle", "burn", "fastnn", "tinygrad"]
 # Relative difference of `loss_200` from the median of the f32 sides. Summation orders differ: PyTorch in f32 is 2e-4 from
 # itself in f64 on `mlp`, and the f32 peers lie up to 6e-4 apart. bf16 keeps 8 bits of each operand.
 LOSS_TOLERANCE = {"f32": 2e-3, "bf16": 1e-2}
+# A peer whose steps take so many times as long as the fastest peer's runs in the first round only.
+SLOW = 10.0
 # Rounds of one side that differ by more than this say that the machine was not quiet.
 QUIET_SPREAD = 0.3
 
 
-def rows_of(command, limit):
-    """Runs `command`: the JSON objects that it prints, or a sentence that says why there are none."""
+def rows_of(command, limit, processors):
+    """Runs `command` on these processors: the JSON objects that it prints, or a sentence that says why there are none."""
     command = [str(word) for word in command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     try:
         # A session of its own, to end PyTorch's compiling processes too when time is up.
-        run = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
+        pin = functools.partial(os.sched_setaffinity, 0, processors)
+        run = subprocess.Popen(command, **settings, start_new_session=True, preexec_fn=pin)
     except OSError as error:
         return f"{command[0]}: {error}"
     try:
@@ -55,8 +59,12 @@ def rows_of(command, limit):
         raise
     if run.returncode != 0:
         last = [line for line in errors.splitlines() if line.strip()][-1:]
-        return f"status {run.returncode}: {' '.join(last)[-300:]}"
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        ended = f"status {run.returncode}" if run.returncode > 0 else f"ended by {signal.Signals(-run.returncode).name}"
+        return f"{ended}: {' '.join(last)[-300:]}"
+    try:
+        return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    except ValueError as error:
+        return f"its output is not JSON: {error}"
 
 
 def spread(values):
@@ -70,11 +78,12 @@ def table(head, cells):
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def machine():
+def machine(options):
     model, flags = environment.cpu()
     return {
         "cpu": model,
         "processors": len(os.sched_getaffinity(0)),
+        "used": options.processors,
         "isa": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "date": datetime.date.today().isoformat(),
         "load": os.getloadavg()[0],
@@ -95,8 +104,7 @@ def ratio_text(value):
 
 
 def step_sides(options):
-    """(peer, mode, precision) -> command without --work, --problem, --threads, --seconds."""
-    pythons = environment.pythons([*options.peers, "problem"], options.pythons, options.pip_arguments)
+    """(peer, mode, precision) -> command without --work, --problem, --threads, --seconds; or why there is none."""
     sides = {("twoclocks", "step", p): [options.ours, "bench", "step", "--json", "--precision", p] for p in ("f32", "bf16")}
     scripts = {"pytorch": ("pytorch.py", ["eager", "compile", "whole"], ["f32", "bf16"])}
     scripts["jax"] = ("jax_step.py", ["jitted", "scanned"], ["f32", "bf16"])
@@ -104,23 +112,35 @@ def step_sides(options):
     for peer in options.peers:
         if peer in scripts:
             script, modes, precisions = scripts[peer]
+            try:
+                python, why = environment.python(peer, options.pythons, options.pip_arguments), None
+            except Missing as missing:
+                why = str(missing)
             for mode in modes:
                 for precision in precisions:
-                    command = [pythons[peer], PEERS / script, "--mode", mode, "--precision", precision]
+                    command = why or [python, PEERS / script, "--mode", mode, "--precision", precision]
                     sides[peer, mode, precision] = command
             continue
         modes = ["default"]
         if peer in environment.WITH_AVX512 and "avx512f" in environment.cpu()[1]:
             modes.append("avx512")
         for mode in modes:
-            sides[peer, mode, "f32"] = [environment.rust_peer(peer, mode, options.build)]
-    return sides, environment.problems(pythons["problem"], options.work)
+            try:
+                sides[peer, mode, "f32"] = [environment.rust_peer(peer, mode, options.build)]
+            except Missing as missing:
+                sides[peer, mode, "f32"] = str(missing)
+    return sides
 
 
 def step_row(command, side, work, problem, options):
     """One run of one side: its row, or why there is none."""
+    if isinstance(command, str):
+        return command
     words = ["--work", work, "--problem", problem, "--threads", options.threads, "--seconds", options.seconds]
-    rows = rows_of([*command, *words], options.limit)
+    if side[0] != "twoclocks":
+        # Ends by itself before it is ended.
+        words += ["--limit", options.limit / 2]
+    rows = rows_of([*command, *words], options.limit, options.processors)
     if isinstance(rows, str):
         return rows
     if len(rows) != 1:
@@ -133,25 +153,53 @@ def step_row(command, side, work, problem, options):
 
 
 def steps_of(work, sides, problem, options, failures):
-    """Rows of all sides, round by round."""
+    """Rows of all sides, round by round; and of those that failed, why."""
     runs = {side: [] for side in sides}
-    dropped = {}
+    failed, slow = {}, set()
     for number in range(options.rounds):
         for side, command in sides.items():
-            if side in dropped:
+            if side in failed or side in slow:
                 continue
             row = step_row(command, side, work, problem, options)
             name = f"{work} {' '.join(side)}"
             if isinstance(row, str):
-                dropped[side] = row
+                failed[side] = row
                 say(f"{name}: {row}")
                 # A refusal is an answer: our bf16 on a machine without it, say. A peer too slow to be waited for also.
-                if not (side[0] == "twoclocks" and side[2] == "bf16") and "not done after" not in row:
+                ours = side[0] == "twoclocks"
+                if not (side[2] == "bf16" if ours else "not done after" in row):
                     failures.append(f"{name}: {row}")
                 continue
             runs[side].append(row)
-            say(f"{name} round {number + 1}: {row['median_ms']:.4g} ms, loss {row['loss_200']:.5f}")
-    return {side: rows for side, rows in runs.items() if side not in dropped}, dropped
+            loss = "not taken" if row["loss_200"] is None else f"{row['loss_200']:.5f}"
+            say(f"{name} round {number + 1}: {row['median_ms']:.4g} ms, loss {loss}")
+        if number == 0:
+            # The 5 % quantile: a moment in which the machine was not quiet must not keep a fast peer out.
+            times = {side: rows[0]["p05_ms"] for side, rows in runs.items() if rows and side[0] != "twoclocks"}
+            slow = {side for side, time in times.items() if time > SLOW * min(times.values())}
+            if slow and options.rounds > 1:
+                say(f"{work}: not run again, as slower than {SLOW:.0f} times the fastest peer: {', '.join(map(' '.join, slow))}")
+    return {side: rows for side, rows in runs.items() if side not in failed}, failed
+
+
+def wrong_losses(runs):
+    """A sentence for each run whose loss is not that of the f32 sides. A side too slow for all 200 steps is compared after
+    its last whole pass over the batches."""
+    plain = [row for side, rows in runs.items() if side[2] == "f32" for row in rows]
+    found = []
+    for side, rows in runs.items():
+        for row in rows:
+            loss, others = row["loss_200"], [other["loss_200"] for other in plain if other["loss_200"] is not None]
+            if loss is None:
+                passes = len(row["pass_losses"])
+                loss = row["pass_losses"][-1]
+                longer = [other.get("pass_losses", []) for other in plain if other is not row]
+                others = [losses[passes - 1] for losses in longer if len(losses) >= passes]
+            reference = statistics.median(others) if others else float("nan")
+            # Not `>`: a loss that is NaN must fail.
+            if not abs(loss - reference) <= LOSS_TOLERANCE[side[2]] * reference:
+                found.append(f"{' '.join(side)}: loss {loss:.6f}, the others {reference:.6f}")
+    return found
 
 
 def summary_of(work, runs):
@@ -174,25 +222,22 @@ def summary_of(work, runs):
 
 def steps(options):
     failures = []
-    sides, problems = step_sides(options)
-    result = {"event": "compare", "what": "steps", "machine": machine(), "threads": options.threads}
-    result |= {"rounds": options.rounds, "seconds": options.seconds, "rows": [], "dropped": [], "summary": []}
+    sides = step_sides(options)
+    python = environment.python("problem", options.pythons, options.pip_arguments)
+    problems = environment.problems(python, options.work)
+    result = {"event": "compare", "what": "steps", "machine": machine(options), "threads": options.threads}
+    result |= {"rounds": options.rounds, "seconds": options.seconds, "rows": [], "summary": []}
     for work in options.work:
         # The first round compiles, the others find PyTorch's compiled code: both waits are reported.
         shutil.rmtree(TARGET / "compiled", ignore_errors=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(TARGET / "compiled")
-        runs, dropped = steps_of(work, sides, problems[work], options, failures)
-        for side, why in dropped.items():
-            result["dropped"].append({"work": work, "side": side, "why": why})
-        losses = [row["loss_200"] for side, rows in runs.items() if side[2] == "f32" for row in rows]
-        reference = statistics.median(losses) if losses else float("nan")
+        runs, failed = steps_of(work, sides, problems[work], options, failures)
+        failures += [f"{work} {wrong}" for wrong in wrong_losses(runs)]
         for side, rows in runs.items():
-            for row in rows:
-                # Not `>`: a loss that is NaN must fail.
-                if not abs(row["loss_200"] - reference) <= LOSS_TOLERANCE[side[2]] * reference:
-                    failures.append(f"{work} {' '.join(side)}: loss {row['loss_200']:.6f}, the others {reference:.6f}")
             medians = [row["median_ms"] for row in rows]
             first = [row["first_step_ms"] for row in rows]
+            # None: too slow for 200 steps.
+            losses = [row["loss_200"] for row in rows if row["loss_200"] is not None]
             result["rows"].append(
                 {
                     "work": work,
@@ -204,10 +249,12 @@ def steps(options):
                     "rounds_ms": medians,
                     "first_step_ms": first[0],
                     "later_first_step_ms": statistics.median(first[1:] or first),
-                    "loss_200": statistics.median(row["loss_200"] for row in rows),
+                    "loss_200": statistics.median(losses) if losses else None,
+                    "pass_losses": rows[0].get("pass_losses"),
                     "quiet": spread(medians) <= QUIET_SPREAD,
                 }
             )
+        result["rows"] += [{"work": work, "side": side, "failed": why} for side, why in failed.items()]
         result["summary"] += summary_of(work, runs)
     result["load_after"] = os.getloadavg()[0]
     result["failures"] = failures
@@ -216,16 +263,20 @@ def steps(options):
 
 
 def step_tables(result):
-    head = ["net", "side", "mode", "precision", "median ms", "spread", "5 % ms", "first step ms", "later", "loss"]
+    head = ["net", "side", "mode", "precision", "median ms", "rounds", "spread", "5 % ms", "first step ms", "later", "loss"]
     cells = []
-    for row in sorted(result["rows"], key=lambda row: (NETS.index(row["work"]), row["median_ms"])):
+    # Those that failed come last.
+    order = lambda row: (NETS.index(row["work"]), row.get("median_ms", float("inf")))  # noqa: E731
+    for row in sorted(result["rows"], key=order):
+        if "failed" in row:
+            cells.append([row["work"], *row["side"], "failed", *[""] * 5, row["failed"]])
+            continue
+        loss = f"{row['loss_200']:.5f}" if row["loss_200"] is not None else f"in {len(row['pass_losses'])} passes"
         cells.append(
-            [row["work"], *row["side"], f"{row['median_ms']:.4g}", f"{row['spread']:.0%}", f"{row['p05_ms']:.4g}"]
-            + [f"{row['first_step_ms']:.0f}", f"{row['later_first_step_ms']:.0f}", f"{row['loss_200']:.5f}"]
+            [row["work"], *row["side"], f"{row['median_ms']:.4g}", str(len(row["rounds_ms"])), f"{row['spread']:.0%}"]
+            + [f"{row['p05_ms']:.4g}", f"{row['first_step_ms']:.0f}", f"{row['later_first_step_ms']:.0f}", loss]
         )
     table(head, cells)
-    for row in result["dropped"]:
-        say(f"{row['work']} {' '.join(row['side'])}: no figure: {row['why']}")
     say("")
     cells = []
     for row in result["summary"]:
@@ -234,7 +285,7 @@ def step_tables(result):
             names = [" ".join(found[side]) for side in ("ours", "peer")]
             cells.append([row["work"], row["kind"], key, *names, ratio_text(found)])
     table(["net", "kind", "by", "ours", "best peer", "peer / ours"], cells)
-    loud = [row for row in result["rows"] if not row["quiet"]]
+    loud = [row for row in result["rows"] if not row.get("quiet", True)]
     if loud:
         say(f"not quiet: rounds of {len(loud)} sides differ by more than {QUIET_SPREAD:.0%}: no claim")
 
@@ -244,7 +295,7 @@ def step_tables(result):
 
 def mnist(options):
     """Seeds 0, 1, ... of ours and of each recipe of PyTorch's, in turn."""
-    python = environment.pythons(["pytorch"], options.pythons, options.pip_arguments)["pytorch"]
+    python = environment.python("pytorch", options.pythons, options.pip_arguments)
     common = ["--data", options.data, "--threads", options.threads]
     failures, runs = [], {("twoclocks", p): [] for p in options.ours_precisions}
     runs |= {("pytorch", recipe): [] for recipe in options.recipes}
@@ -257,7 +308,7 @@ def mnist(options):
                 else:
                     command = [python, PEERS / "mnist.py", "--recipe", side[1]]
                 began = time.perf_counter()
-                rows = rows_of([*command, *common, "--seed", seed], options.limit)
+                rows = rows_of([*command, *common, "--seed", seed], options.limit, options.processors)
                 process = time.perf_counter() - began
                 done = [row for row in rows if row.get("event") == "done"] if not isinstance(rows, str) else []
                 name = f"{' '.join(side)} seed {seed}"
@@ -267,7 +318,7 @@ def mnist(options):
                 row = {"seed": seed, "training": done[0]["seconds_training"], "process": process}
                 runs[side].append(row | {"test_acc": done[0]["test_acc"], "epochs": done[0]["epochs"]})
                 say(f"{name}: {row['training']:.3f} s of training, {process:.3f} of process, {done[0]['test_acc']:.2%}")
-    result = {"event": "compare", "what": "mnist", "machine": machine(), "threads": options.threads, "rows": []}
+    result = {"event": "compare", "what": "mnist", "machine": machine(options), "threads": options.threads, "rows": []}
     for side, rows in runs.items():
         # A recipe counts when its median seed reaches the target: then so do three seeds of five.
         median = {key: statistics.median(row[key] for row in rows) for key in ("training", "process", "test_acc")} if rows else None
@@ -303,42 +354,62 @@ def kernels(options):
     """Rows of PyTorch's kernels beside those of `twoclocks bench` that have the same name and precision."""
     import kernels as peer
 
-    python = environment.pythons(["pytorch"], options.pythons, options.pip_arguments)["pytorch"]
+    python = environment.python("pytorch", options.pythons, options.pip_arguments)
     common = ["--threads", options.threads, "--seconds", options.seconds]
     bench = [options.ours, "bench"]
-    ours = [[*bench, "gemm", *peer.GEMM, "--precision", p] for p in ("f32", "bf16")]
+    # Rows compare bf16 with bf16 in memory, as PyTorch has it; packed weights, which a training step has, stand beside.
+    ours = [[*bench, "gemm", *peer.GEMM, "--precision", p, "--operands", o] for p in ("f32", "bf16") for o in (p, "packed")]
     ours += [[*bench, "ce", *peer.CE], [*bench, "adamw", *peer.ADAMW]]
-    failures, figures = [], {}
+    ours += [[*bench, what, *peer.ROWS] for what in ("norm", "softmax")]
+    failures, figures, about = [], {}, {}
     for number in range(options.rounds):
         for command in [*([*words, "--json"] for words in ours), [python, PEERS / "kernels.py"]]:
-            rows = rows_of([*command, *common], options.limit * 3)
+            rows = rows_of([*command, *common], options.limit * 3, options.processors)
             if isinstance(rows, str):
                 name = " ".join(map(str, command[1:3]))
-                say(f"{name} {command[-2] if 'bf16' in command else ''}: {rows}")
+                say(f"{name} {'in bf16' if 'bf16' in command else ''}: {rows}")
                 if "bf16" not in command:
                     failures.append(f"{name}: {rows}")
                 continue
             for row in rows:
-                key = (row["work"], row["precision"])
-                side = (row.get("peer", "twoclocks"), row.get("mode", ""))
-                figures.setdefault(key, {}).setdefault(side, []).append(row["median_ms"])
+                if row["event"] == "about":
+                    about = row
+                    continue
+                mode = "packed" if row.get("operands") == "packed" else row.get("mode", "")
+                sides = figures.setdefault((row["work"], row["precision"]), {})
+                sides.setdefault((row.get("peer", "twoclocks"), mode), []).append(row)
         say(f"round {number + 1} of {options.rounds}")
     rows, cells = [], []
     for (work, precision), sides in figures.items():
-        mine = sides.get(("twoclocks", ""))
-        peers = {side: times for side, times in sides.items() if side[0] != "twoclocks"}
-        best = min(peers, key=lambda side: statistics.median(peers[side])) if peers else None
-        row = {"work": work, "precision": precision, "sides": [[*side, times] for side, times in sides.items()]}
-        mine_text = f"{statistics.median(mine):.4g}" if mine else "not there"
-        peer_text = f"{statistics.median(peers[best]):.4g} {best[1]}" if best else "not there"
+        times = {side: [row["median_ms"] for row in found] for side, found in sides.items()}
+        row = {"work": work, "precision": precision, "sides": []}
+        for side, found in sides.items():
+            row["sides"].append({"side": side, "rounds_ms": times[side], "library": found[0].get("library")})
+        mine = sides.get(("twoclocks", ""), [])
+        peers = sorted((side for side in sides if side[0] != "twoclocks"), key=lambda side: statistics.median(times[side]))
+        # Of what the kernel is bound by, in the same runs: products by arithmetic, passes over tensors by memory.
+        share = "share_of_peak" if work.startswith("gemm") else "share_of_update"
         text = ""
-        if mine and best and len(mine) == len(peers[best]):
-            row |= ratio(peers[best], mine)
-            text = ratio_text(row)
+        if mine and all(found.get(share) is not None for found in mine):
+            row[share] = statistics.median(found[share] for found in mine)
+            row["bound_per_s"] = statistics.median(
+                found["peak_flops_per_s" if work.startswith("gemm") else "update_bytes_per_s"] for found in mine
+            )
+            unit = "GFLOP/s" if work.startswith("gemm") else "GB/s"
+            text = f"{row[share]:.0%} of {row['bound_per_s'] / 1e9:.4g} {unit}"
+        packed = times.get(("twoclocks", "packed"))
+        packed = f"{statistics.median(packed):.4g}" if packed else ""
+        mine_text = f"{statistics.median(times['twoclocks', '']):.4g}" if mine else "not there"
+        for place, side in enumerate(peers or [None]):
+            name = side and sides[side][0].get("library") or side and side[1] or ""
+            value = ratio(times[side], times["twoclocks", ""]) if side and len(mine) == len(times[side]) else None
+            if value and place == 0:
+                row |= value | {"peer": side}
+            cells.append([work, precision, mine_text, packed, text, f"{statistics.median(times[side]):.4g}" if side else "not there"])
+            cells[-1] += [name, ratio_text(value) if value else ""]
         rows.append(row)
-        cells.append([work, precision, mine_text, peer_text, text])
-    table(["work", "precision", "ours ms", "PyTorch ms", "PyTorch / ours"], cells)
-    result = {"event": "compare", "what": "kernels", "machine": machine(), "threads": options.threads}
+    table(["work", "precision", "ours ms", "packed ms", "ours is", "PyTorch ms", "mode", "PyTorch / ours"], cells)
+    result = {"event": "compare", "what": "kernels", "machine": machine(options), "threads": options.threads, "pytorch": about}
     return result | {"rounds": options.rounds, "seconds": options.seconds, "rows": rows, "failures": failures}
 
 
@@ -356,7 +427,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side; seeds of `mnist`")
     parser.add_argument("--seconds", type=float, default=3.0, help="timed seconds of each run")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds after which a run is given up")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=240.0,
+        help="seconds after which a run is given up; a peer of `steps` begins no step after half of them",
+    )
     parser.add_argument("--output", type=pathlib.Path, help="file of the JSON instead of standard output")
     parser.add_argument("--ours", type=pathlib.Path, help="the twoclocks command (default: build it)")
     parser.add_argument("--no-build", dest="build", action="store_false", help="take programs as they are built")
@@ -380,8 +456,12 @@ def main():
             parser.error(f"--python {word}: {peer} is not one of {', '.join(environment.PACKAGES)}")
         options.pythons[peer] = path
     TARGET.mkdir(parents=True, exist_ok=True)
-    options.ours = environment.ours(options.ours, options.build)
-    result = {"steps": steps, "mnist": mnist, "kernels": kernels}[options.what](options)
+    options.processors = environment.processors(options.threads)
+    try:
+        options.ours = environment.ours(options.ours, options.build)
+        result = {"steps": steps, "mnist": mnist, "kernels": kernels}[options.what](options)
+    except Missing as missing:
+        sys.exit(f"cannot compare: {missing}")
     text = json.dumps(result, indent=1)
     if options.output:
         options.output.write_text(text + "\n")

@@ -28,16 +28,30 @@ RUST = ["candle", "burn", "fastnn"]
 WITH_AVX512 = ["candle", "burn"]
 
 
+class Missing(Exception):
+    """Why something that a comparison needs is not there."""
+
+
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
 def checked(command, **settings):
-    """Runs a command whose output is for people; ends the program if it fails."""
-    say("+ " + shlex.join(map(str, command)))
-    done = subprocess.run([str(word) for word in command], stdout=sys.stderr, **settings)
-    if done.returncode != 0:
-        raise SystemExit(f"{command[0]} ended with status {done.returncode}")
+    """Runs a command whose output is for people."""
+    command = [str(word) for word in command]
+    say("+ " + shlex.join(command))
+    lines = []
+    try:
+        with subprocess.Popen(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, errors="replace", **settings) as run:
+            for line in run.stderr:
+                sys.stderr.write(line)
+                lines.append(line.strip())
+    except OSError as error:
+        raise Missing(f"{command[0]}: {error}") from error
+    if run.returncode != 0:
+        # What is wrong stands in the first line that says so, else in the last one.
+        why = [line for line in lines if line.lower().startswith("error")][:1] or lines[-1:]
+        raise Missing(f"`{shlex.join(command[:3])}` ended with status {run.returncode}: {' '.join(why)[:300]}")
 
 
 def installed(python, names):
@@ -47,42 +61,53 @@ def installed(python, names):
         "have = {d.metadata['Name'].lower(): d.version.split('+')[0] for d in m.distributions()}\n"
         "print(json.dumps({n: have.get(n) for n in sys.argv[1:]}))"
     )
-    done = subprocess.run([str(python), "-c", code, *names], stdout=subprocess.PIPE, text=True)
+    try:
+        done = subprocess.run([str(python), "-c", code, *names], stdout=subprocess.PIPE, text=True)
+    except OSError as error:
+        raise Missing(f"{python}: {error}") from error
     if done.returncode != 0:
-        raise SystemExit(f"{python} does not run")
+        raise Missing(f"{python} does not run")
     return json.loads(done.stdout)
 
 
-def pythons(peers, given, pip_arguments):
-    """The interpreter of each Python peer: the given one, or that of target/peers/venv, filled by pip as needed.
+def python(peer, given, pip_arguments):
+    """The interpreter of a Python peer: the given one, or that of target/peers/venv, filled by pip as needed.
     `given` maps a peer, or "" for all of them, to an interpreter, which must have the packages."""
-    found, missing = {}, {}
+    wanted = COMMON | PACKAGES[peer]
+    found = given.get(peer) or given.get("")
+    if found is not None:
+        have = installed(found, wanted)
+        absent = [name for name in wanted if have[name] is None]
+        if absent:
+            raise Missing(f"{found} lacks {', '.join(absent)}: install, or leave out --python for {peer}")
+        for name in PACKAGES[peer]:
+            if have[name] != wanted[name]:
+                say(f"{peer}: {name} {have[name]} instead of {wanted[name]}")
+        return found
     own = TARGET / "venv" / "bin" / "python"
-    for peer in peers:
-        if peer not in PACKAGES:
-            continue
-        wanted = COMMON | PACKAGES[peer]
-        python = given.get(peer) or given.get("")
-        if python is not None:
-            have = installed(python, wanted)
-            absent = [name for name in wanted if have[name] is None]
-            if absent:
-                raise SystemExit(f"{python} lacks {', '.join(absent)}: install, or leave out --python for {peer}")
-            for name in PACKAGES[peer]:
-                if have[name] != wanted[name]:
-                    say(f"{peer}: {name} {have[name]} instead of {wanted[name]}")
-            found[peer] = python
-            continue
-        if not own.exists():
-            say(f"+ a Python environment in {own.parent.parent.relative_to(ROOT)}")
+    if not own.exists():
+        say(f"+ a Python environment in {own.parent.parent.relative_to(ROOT)}")
+        try:
             venv.create(own.parent.parent, with_pip=True)
-        have = installed(own, wanted)
-        missing |= {name: version for name, version in wanted.items() if have[name] != version}
-        found[peer] = own
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Missing(f"no Python environment: {error}") from error
+    have = installed(own, wanted)
+    missing = [f"{name}=={version}" for name, version in wanted.items() if have[name] != version]
     if missing:
-        names = [f"{name}=={version}" for name, version in missing.items()]
-        checked([own, "-m", "pip", "install", *shlex.split(pip_arguments), *names])
-    return found
+        checked([own, "-m", "pip", "install", *shlex.split(pip_arguments), *missing])
+    return own
+
+
+def processors(threads):
+    """The processors of all sides, of those that this process may use: as many as threads, of different cores first."""
+    allowed = sorted(os.sched_getaffinity(0))
+    first, others, cores = [], [], set()
+    for number in allowed:
+        path = pathlib.Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        core = path.read_text() if path.exists() else str(number)
+        (others if core in cores else first).append(number)
+        cores.add(core)
+    return sorted((first + others)[:threads])
 
 
 def cpu():

@@ -27,9 +27,10 @@ def arguments(modes, description):
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5.0, help="timed seconds")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds of the process after which no step begins")
     options = parser.parse_args()
-    if options.threads < 1 or not options.seconds > 0:
-        parser.error("--threads and --seconds must be positive")
+    if options.threads < 1 or not options.seconds > 0 or not options.limit > 0:
+        parser.error("--threads, --seconds and --limit must be positive")
     # Before any library reads it.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     return options
@@ -47,26 +48,36 @@ def load(path):
 def measure(options, peer, version, take, batches, batch, group=1):
     """Prints the JSON line of a peer. `take(number, count)` takes the steps `number` to `number + count - 1`, on the batches
     of the same number modulo `batches`, and returns their losses as floats; a call takes `group` steps, which must divide 200.
-    Times are those of a call over its steps."""
+    Times are those of a call over its steps. After `--limit` seconds, one pass over the batches and 5 calls no step begins:
+    a side that is slower gives the times and losses of the steps that it took."""
     assert CHECKED_STEPS % group == 0
-    number, losses = group, list(take(0, group))
-    first = time.clock_gettime(time.CLOCK_BOOTTIME) - process_start()
-    while number < CHECKED_STEPS:
-        losses += take(number, group)
+    number, losses = 0, []
+
+    def age():
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - process_start()
+
+    def call():
+        nonlocal number, losses
+        began = time.perf_counter()
+        got = take(number, group)
+        elapsed = (time.perf_counter() - began) * 1e3 / group
+        if number < CHECKED_STEPS:
+            losses += got
         number += group
+        return elapsed, got
 
-    def run(duration, least):
-        nonlocal number
-        times, until = [], time.perf_counter() + duration
-        while time.perf_counter() < until or len(times) < least:
-            began = time.perf_counter()
-            got = take(number, group)
-            times.append((time.perf_counter() - began) * 1e3 / group)
-            number += group
-        return times, got
-
-    run(options.seconds / 5, 1)
-    times, got = run(options.seconds, 5)
+    _, got = call()
+    first, times = age(), []
+    while number < CHECKED_STEPS and (age() < options.limit or number < batches or len(times) < 5):
+        elapsed, got = call()
+        times.append(elapsed)
+    if number >= CHECKED_STEPS:
+        # The first of them are warm-up.
+        for duration, least in ((options.seconds / 5, 1), (options.seconds, 5)):
+            times, until = [], time.perf_counter() + duration
+            while len(times) < least or (time.perf_counter() < until and age() < options.limit):
+                elapsed, got = call()
+                times.append(elapsed)
     if not all(map(math.isfinite, [*losses, *got])):
         raise SystemExit(f"a loss is not finite: {[*losses[-1:], *got]}")
     cuts = statistics.quantiles(times, n=20, method="inclusive")
@@ -86,7 +97,9 @@ def measure(options, peer, version, take, batches, batch, group=1):
         "mode": options.mode,
         "group": group,
         "first_step_ms": first * 1e3,
-        "loss_200": statistics.fmean(losses[CHECKED_STEPS - batches : CHECKED_STEPS]),
+        # Mean losses of the whole passes over the batches, and of the last `batches` of the 200 steps.
+        "pass_losses": [statistics.fmean(losses[i : i + batches]) for i in range(0, len(losses) - batches + 1, batches)],
+        "loss_200": statistics.fmean(losses[-batches:]) if len(losses) == CHECKED_STEPS else None,
         "loss": got[-1],
     }
     print(json.dumps(row))

@@ -4,7 +4,7 @@
 //! is timed.
 
 use safetensors::{Dtype, SafeTensors};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Steps after which all sides must have the same loss: the mean of the last pass over the batches.
 const CHECKED_STEPS: usize = 200;
@@ -36,16 +36,18 @@ pub struct Options {
     work: String,
     threads: usize,
     seconds: f64,
+    /// Seconds after which no step begins.
+    limit: f64,
 }
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Reads the arguments `--work --problem --threads --seconds` and sets the number of threads for rayon.
+/// Reads the arguments `--work --problem --threads --seconds --limit` and sets the number of threads for rayon.
 /// To be called first: it takes the time of the process's start.
 pub fn options() -> Result<Options, Failure> {
     let began = Instant::now();
-    let mut options =
-        Options { began, problem: String::new(), work: String::new(), threads: 2, seconds: 5.0 };
+    let (problem, work) = (String::new(), String::new());
+    let mut options = Options { began, problem, work, threads: 2, seconds: 5.0, limit: 600.0 };
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
@@ -54,7 +56,8 @@ pub fn options() -> Result<Options, Failure> {
             "--problem" => options.problem = value,
             "--threads" => options.threads = value.parse()?,
             "--seconds" => options.seconds = value.parse()?,
-            _ => return Err(format!("{flag} is not --work, --problem, --threads or --seconds").into()),
+            "--limit" => options.limit = value.parse()?,
+            _ => return Err(format!("{flag}: not --work, --problem, --threads, --seconds, --limit").into()),
         }
     }
     // No other thread runs yet.
@@ -101,6 +104,8 @@ fn array(file: &SafeTensors<'_>, name: &str) -> Result<Array, Failure> {
 
 /// Takes the checked steps, then times single steps, and prints the JSON line.
 /// `step` trains on a batch and returns its loss; that it reads the loss is part of the step, as on all sides.
+/// After `--limit` seconds, one pass over the batches and 5 steps no step begins: a side that is slower gives the times and
+/// losses of the steps that it took.
 pub fn measure(
     options: &Options,
     problem: &Problem,
@@ -110,31 +115,40 @@ pub fn measure(
 ) -> Result<(), Failure> {
     let batches = problem.inputs.len();
     let mut number = 0;
-    let mut next = || {
-        number += 1;
-        step((number - 1) % batches)
-    };
-    let mut losses = vec![next()?];
-    let first_step_ms = options.began.elapsed().as_secs_f64() * 1e3;
-    for _ in 1..CHECKED_STEPS {
-        losses.push(next()?);
-    }
-    let loss = losses.iter().rev().take(batches).sum::<f32>() / batches as f32;
-    let warm = Duration::from_secs_f64(options.seconds / 5.0);
-    let began = Instant::now();
-    while began.elapsed() < warm {
-        next()?;
-    }
-    let mut times = Vec::new();
-    let mut last = 0.0;
-    let began = Instant::now();
-    while times.len() < 20 || began.elapsed().as_secs_f64() < options.seconds {
+    let mut next = || -> Result<(f32, f64), Failure> {
         let start = Instant::now();
-        last = next()?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
+        let loss = step(number % batches)?;
+        number += 1;
+        Ok((loss, start.elapsed().as_secs_f64() * 1e3))
+    };
+    let in_time = || options.began.elapsed().as_secs_f64() < options.limit;
+    let mut losses = vec![next()?.0];
+    let first_step_ms = options.began.elapsed().as_secs_f64() * 1e3;
+    let (mut times, mut last) = (Vec::new(), 0.0);
+    while losses.len() < CHECKED_STEPS && (in_time() || losses.len() < batches.max(6)) {
+        let (loss, time) = next()?;
+        losses.push(loss);
+        times.push(time);
+        last = loss;
     }
-    if !last.is_finite() {
-        return Err(format!("the loss is {last}").into());
+    let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+    let passes: Vec<f32> = losses.chunks_exact(batches).map(mean).collect();
+    let mut loss = "null".to_string();
+    if losses.len() == CHECKED_STEPS {
+        loss = mean(&losses[CHECKED_STEPS - batches..]).to_string();
+        // The first of them are warm-up.
+        for (duration, least) in [(options.seconds / 5.0, 1), (options.seconds, 5)] {
+            times.clear();
+            let began = Instant::now();
+            while times.len() < least || (began.elapsed().as_secs_f64() < duration && in_time()) {
+                let (loss, time) = next()?;
+                times.push(time);
+                last = loss;
+            }
+        }
+    }
+    if let Some(loss) = losses.iter().chain([&last]).find(|loss| !loss.is_finite()) {
+        return Err(format!("a loss is {loss}").into());
     }
     times.sort_by(f64::total_cmp);
     let quantile = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
@@ -142,7 +156,7 @@ pub fn measure(
     println!(
         "{{\"event\": \"bench\", \"work\": \"{}\", \"device\": \"cpu\", \"precision\": \"f32\", \"threads\": {}, \"batch\": {}, \
          \"median_ms\": {}, \"p05_ms\": {}, \"p95_ms\": {}, \"n\": {}, \"peer\": \"{peer}\", \"version\": \"{version}\", \
-         \"mode\": \"{mode}\", \"first_step_ms\": {first_step_ms}, \"loss_200\": {loss}, \"loss\": {last}}}",
+         \"mode\": \"{mode}\", \"first_step_ms\": {first_step_ms}, \"pass_losses\": {passes:?}, \"loss_200\": {loss}, \"loss\": {last}}}",
         options.work,
         options.threads,
         problem.batch,

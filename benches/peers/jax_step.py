@@ -16,7 +16,7 @@ import harness
 from harness import BETA1, BETA2, DECAY, EPS, LR
 
 OPTIONS = harness.arguments(["scanned", "jitted"], "Time JAX training steps on the CPU.")
-# XLA has as many threads as the process may use processors.
+# XLA has as many threads as the process may use processors. compare.py gives every side these processors already.
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: OPTIONS.threads])
 os.environ["JAX_PLATFORMS"] = "cpu"
 

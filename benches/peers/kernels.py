@@ -1,14 +1,16 @@
-"""Median times of PyTorch's kernels on the CPU: the peers of `twoclocks bench gemm`, `bench ce` and `bench adamw`.
+"""Median times of PyTorch's kernels on the CPU: the peers of `twoclocks bench gemm`, `ce`, `adamw`, `norm` and `softmax`.
 
     python benches/peers/kernels.py --threads 1 --seconds 1 --only gemm
 
-One JSON object a row on standard output: `work` (gemm_MxNxK, ce_ROWSxCLASSES, adamw_PARAMETERSxTENSORS, layer_norm_RxC,
-softmax_RxC), `precision`, `mode`, `median_ms`, `p05_ms`, `n`.
+JSON on standard output: one object about PyTorch's build, then one a row: `work` (gemm_MxNxK, ce_ROWSxCLASSES,
+adamw_PARAMETERSxTENSORS, layer_norm_RxC, layer_norm_backward_RxC, softmax_RxC, softmax_backward_RxC), `precision`, `mode`,
+`median_ms`, `p05_ms`, `n`; of products also `library`, the one that multiplied, by its own log.
 
-gemm       C = A B, all row-major in memory, C given: f32 (IEEE; MKL where PyTorch has it) and bf16 (oneDNN)
+gemm       C = A B, all row-major in memory, C given. eager is torch.mm in f32 (IEEE) and bf16 (C too); onednn is the
+           same f32 product by oneDNN's inner product, where torch.mm takes another library
 ce         mean cross-entropy of f32 logits and its gradient by the logits, eager and compiled
 adamw      torch.optim.AdamW(fused=True), gradients given; tensors of nearly equal length
-layer_norm and softmax: forward over the last axis, f32
+layer_norm and softmax over the last axis, f32, and their gradients given the forward's results: eager and compiled
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 
 GEMM = ["64x64x64", "128x128x128", "256x256x256", "512x512x512", "1024x1024x1024", "2048x2048x2048"]
@@ -42,7 +45,29 @@ def main():
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     torch.manual_seed(1)
 
-    def report(work, precision, mode, call):
+    about = {"event": "about", "peer": "pytorch", "version": torch.__version__, "config": torch.__config__.show()}
+    print(json.dumps(about))
+
+    def library_of(call):
+        """Which library computes, as MKL and oneDNN log it to standard output; "other" where neither does."""
+        sys.stdout.flush()
+        kept = os.dup(1)
+        with tempfile.TemporaryFile() as log:
+            os.dup2(log.fileno(), 1)
+            try:
+                with torch.backends.mkl.verbose(1), torch.backends.mkldnn.verbose(1):
+                    call()
+            finally:
+                os.dup2(kept, 1)
+                os.close(kept)
+            log.seek(0)
+            lines = log.read().decode(errors="replace").splitlines()
+        if any(line.startswith("MKL_VERBOSE") and "GEMM" in line for line in lines):
+            return "mkl"
+        done = [line.split(",") for line in lines if "_verbose,v1,primitive,exec" in line]
+        return f"onednn {done[-1][6]}" if done else "other"
+
+    def report(work, precision, mode, call, **more):
         # A call of microseconds is repeated, so that the clock does not count.
         for _ in range(3):
             call()
@@ -59,7 +84,7 @@ def main():
         times = times[len(times) // 10 :]
         row = {"event": "bench", "work": work, "device": "cpu", "precision": precision, "threads": options.threads}
         row |= {"median_ms": statistics.median(times), "p05_ms": statistics.quantiles(times, n=20, method="inclusive")[0]}
-        row |= {"n": len(times), "peer": "pytorch", "version": torch.__version__, "mode": mode}
+        row |= {"n": len(times), "peer": "pytorch", "version": torch.__version__, "mode": mode} | more
         print(json.dumps(row))
         sys.stdout.flush()
 
@@ -72,7 +97,18 @@ def main():
             for precision, element in (("f32", torch.float32), ("bf16", torch.bfloat16)):
                 a, b = torch.randn(m, k).to(element), torch.randn(k, n).to(element)
                 c = torch.empty(m, n, dtype=element)
-                report(f"gemm_{size}", precision, "eager", lambda: torch.mm(a, b, out=c))
+
+                def product():
+                    return torch.mm(a, b, out=c)
+
+                library = library_of(product)
+                report(f"gemm_{size}", precision, "eager", product, library=library)
+                if precision == "f32" and "onednn" not in library and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+                    # B transposed twice: row-major in memory, as above. This call makes its C anew.
+                    def linear():
+                        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+                    report(f"gemm_{size}", precision, "onednn", linear, library=library_of(linear))
     if "ce" in options.only:
 
         def gradient(logits, labels):
@@ -99,15 +135,35 @@ def main():
                 p.grad = torch.randn_like(p)
             optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)
             report(f"adamw_{size}", "f32", "fused", optimizer.step)
+
+    def norm(x, gain, shift):
+        return torch.native_layer_norm(x, gain.shape, gain, shift, 1e-5)
+
+    def norm_backward(dy, x, mean, rstd, gain, shift):
+        return torch.ops.aten.native_layer_norm_backward(dy, x, gain.shape, mean, rstd, gain, shift, [True, True, True])
+
+    def softmax(x):
+        return torch.softmax(x, 1)
+
+    def softmax_backward(dy, y):
+        return torch.ops.aten._softmax_backward_data(dy, y, 1, torch.float32)
+
     for size in ROWS:
         rows, columns = pair(size)
-        x, gain, shift = torch.randn(rows, columns), torch.ones(columns), torch.zeros(columns)
-        out = torch.empty_like(x)
+        x, dy, gain, shift = torch.randn(rows, columns), torch.randn(rows, columns), torch.ones(columns), torch.zeros(columns)
+        _, mean, rstd = norm(x, gain, shift)
+        calls = {"layer_norm": [(norm, x, gain, shift), (norm_backward, dy, x, mean, rstd, gain, shift)]}
+        calls["softmax"] = [(softmax, x), (softmax_backward, dy, softmax(x))]
         with torch.no_grad():
-            if "layer_norm" in options.only:
-                report(f"layer_norm_{size}", "f32", "eager", lambda: F.layer_norm(x, (columns,), gain, shift))
+            for kind in calls:
+                for call, *tensors in calls[kind] if kind in options.only else []:
+                    name = f"{kind}{'_backward' if 'backward' in call.__name__ else ''}_{size}"
+                    report(name, "f32", "eager", lambda: call(*tensors))
+                    compiled = torch.compile(call, fullgraph=True, dynamic=False)
+                    report(name, "f32", "compile", lambda: compiled(*tensors))
             if "softmax" in options.only:
-                report(f"softmax_{size}", "f32", "eager", lambda: torch.softmax(x, 1, out=out))
+                out = torch.empty_like(x)
+                report(f"softmax_{size}", "f32", "out given", lambda: torch.softmax(x, 1, out=out))
 
 
 if __name__ == "__main__":

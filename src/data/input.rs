@@ -5,6 +5,8 @@ use std::io::{self, Chain, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
+#[cfg(unix)]
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
@@ -37,6 +39,12 @@ pub(super) struct Input {
     at: u64,
 }
 
+/// Bytes from which on a file is read on all threads, and bytes that one reads at a time.
+#[cfg(unix)]
+const LARGE: usize = 4 << 20;
+#[cfg(unix)]
+const PART: usize = 1 << 20;
+
 /// Room made for gzipped content before any of it was seen; more is made as bytes arrive.
 const GZIP_ROOM: u64 = 1 << 20;
 
@@ -66,7 +74,15 @@ impl Input {
             Stream::Raw(_) => self.file_len.saturating_sub(self.at),
             Stream::Gzip(_) => GZIP_ROOM,
         };
-        let mut out = Vec::with_capacity(usize::try_from(room.min(n)).unwrap_or(0));
+        let room = usize::try_from(room.min(n)).unwrap_or(0);
+        #[cfg(unix)]
+        if room >= LARGE
+            && let Some(out) = self.read_in_parts(room)
+        {
+            self.at += out.len() as u64;
+            return Ok(out);
+        }
+        let mut out = Vec::with_capacity(room);
         let outcome = (&mut self.stream).take(n).read_to_end(&mut out);
         self.at += out.len() as u64;
         match outcome {
@@ -78,6 +94,29 @@ impl Input {
             )),
             Err(e) => Err(self.error(self.at, format!("the gzip stream is corrupt: {e}"))),
         }
+    }
+
+    /// The next `len` bytes of a file that is not gzipped, in parts on all threads: what is left to do
+    /// is copying, and clearing new memory. `None` where they cannot be read so; the stream is then as
+    /// it was.
+    #[cfg(unix)]
+    fn read_in_parts(&mut self, len: usize) -> Option<Vec<u8>> {
+        use std::io::{Seek, SeekFrom};
+        use std::os::unix::fs::FileExt;
+        let Stream::Raw(whole) = &mut self.stream else { return None };
+        // Its first bytes, which told whether it is gzipped, are handed out.
+        let (_, file) = whole.get_mut();
+        if file.stream_position().ok()? != self.at {
+            return None;
+        }
+        let mut out = vec![0; len];
+        let parts = out.par_chunks_mut(PART).enumerate();
+        let read = |(part, bytes): (usize, &mut [u8])| {
+            file.read_exact_at(bytes, self.at + (part * PART) as u64)
+        };
+        parts.try_for_each(read).ok()?;
+        file.seek(SeekFrom::Start(self.at + len as u64)).ok()?;
+        Some(out)
     }
 
     /// Checks that the content ends here (and, when gzipped, that its checksum matches).
@@ -149,4 +188,32 @@ pub(super) fn name_of(path: &Path) -> String {
     let name = whole.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
     name.strip_suffix(".csv").unwrap_or(name).to_owned()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_files_are_read_in_parts() {
+        let name = format!("twoclocks-input-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let content: Vec<u8> = (0..LARGE + PART + 1000).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &content).expect("written");
+        let mut input = Input::open(&path).expect("opened");
+        let small = input.read_up_to(5).expect("read");
+        let large = (LARGE + 10) as u64;
+        let parts = input.read_in_parts(LARGE + 10).expect("in parts");
+        input.at += large;
+        let rest = input.read_up_to(large).expect("read");
+        let all = [small, parts, rest].concat();
+        // Nothing is handed out from past the end, whatever the length that was stated.
+        let mut shorter = Input::open(&path).expect("opened");
+        shorter.read_up_to(5).expect("read");
+        std::fs::write(&path, &content[..LARGE]).expect("written");
+        let left = shorter.read_up_to(u64::MAX).expect("read");
+        std::fs::remove_file(&path).expect("removed");
+        assert!(all == content);
+        assert!(left == content[5..LARGE]);
+    }
 }

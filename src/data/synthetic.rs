@@ -6,7 +6,7 @@ use super::dataset::Dataset;
 use super::random::{Purpose, Random};
 
 /// Rows drawn from one stream; fixed, so that the values do not depend on the number of threads.
-const BLOCK_ROWS: usize = 256;
+const BLOCK_ROWS: usize = 64;
 
 /// Gaussian clusters: each class has a centre, and a row is its class's centre plus standard normal
 /// noise.
@@ -14,7 +14,7 @@ const BLOCK_ROWS: usize = 256;
 /// Centres are normal with standard deviation `4 / sqrt(features)`, so that two of them lie about
 /// 5.7 apart whatever the number of features: with ten classes, about 2% of the rows are nearer to
 /// another centre than to their own. Classes take turns (`label = row % classes`). The same
-/// arguments give the same values on one platform.
+/// arguments give the same values.
 ///
 /// # Panics
 /// If an argument but the seed is 0, or rows or classes do not fit in 32 bits.
@@ -42,11 +42,7 @@ pub fn synthetic(rows: usize, features: usize, classes: usize, seed: u64) -> Dat
 
 fn normal(mut random: Random, out: &mut [f32]) {
     for pair in out.chunks_mut(2) {
-        let (a, b) = random.normal_pair();
-        pair[0] = a;
-        if let [_, second] = pair {
-            *second = b;
-        }
+        pair.copy_from_slice(&random.normal_pair()[..pair.len()]);
     }
 }
 

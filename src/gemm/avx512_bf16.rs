@@ -167,7 +167,17 @@ unsafe fn slices<const ALONG: bool, const APART: bool, const BF16: bool>(packing
     let Packing { stride, count, depth, filled, panel, parts, .. } = *packing;
     let size = if BF16 { size_of::<bf16>() } else { size_of::<f32>() };
     let source = packing.source.cast::<u8>();
-    for first in (0..filled).step_by(SLICE) {
+    // Almost all slices are whole: code of their own, without masks, keeps their lines in registers.
+    let plain = if !BF16 && parts == 1 && count == LANES { depth / SLICE } else { 0 };
+    for slice in 0..plain {
+        let across = if ALONG { 1 } else { stride };
+        // SAFETY: the slice is whole (contract).
+        unsafe {
+            let from = source.cast::<f32>().add(slice * SLICE * across);
+            whole_slice::<ALONG, APART>(from, stride, panel.add(slice * SLICE_LEN));
+        }
+    }
+    for first in (plain * SLICE..filled).step_by(SLICE) {
         let left = depth.saturating_sub(first).min(SLICE);
         let whole = left == SLICE && count == LANES;
         for part in 0..parts {
@@ -204,6 +214,46 @@ unsafe fn slices<const ALONG: bool, const APART: bool, const BF16: bool>(packing
                 // SAFETY: parts of a panel are whole slices (contract).
                 unsafe { _mm512_storeu_si512(panel.add(start + i * SLICE).cast(), lines[i]) };
             }
+        }
+    }
+}
+
+/// A slice of 16 rows and 32 inner indices, both whole, of f32 that are not split.
+///
+/// # Safety
+/// The slice is readable at `from` with that stride, and there is room for it at `to`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn whole_slice<const ALONG: bool, const APART: bool>(
+    from: *const f32,
+    stride: usize,
+    to: *mut bf16,
+) {
+    let line = |i: usize| {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if ALONG {
+                let at = from.add(i * stride);
+                joined(_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(LANES)))
+            } else {
+                let at = from.add(2 * i * stride);
+                woven(joined(_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(stride))))
+            }
+        }
+    };
+    // SAFETY: the caller's contract.
+    let store = |i: usize, line| unsafe { _mm512_storeu_si512(to.add(i * SLICE).cast(), line) };
+    if ALONG == APART {
+        for i in 0..LANES {
+            store(i, line(i));
+        }
+    } else {
+        let mut lines = [_mm512_setzero_si512(); LANES];
+        for (i, to) in lines.iter_mut().enumerate() {
+            *to = line(i);
+        }
+        for (i, line) in transposed(lines).into_iter().enumerate() {
+            store(i, line);
         }
     }
 }
@@ -297,6 +347,13 @@ unsafe fn line_across<const BF16: bool>(
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
     };
+    woven(halves)
+}
+
+/// Two halves of 16 bf16, element by element.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn woven(halves: __m512i) -> __m512i {
     const WOVEN: [u16; 32] = {
         let mut order = [0; 32];
         let mut i = 0;

@@ -38,6 +38,28 @@ pub(super) struct Unit {
     pub cols_first: bool,
     /// How many times as fast as f32 it multiplies.
     pub speed: u64,
+    /// Whether K may be split.
+    pub splits: bool,
+}
+
+impl Unit {
+    /// Tiles at multiples of so many rows and columns too, of at most `most` elements where that is
+    /// possible, for a C of `n` columns; whole rows before square tiles. K stays whole.
+    pub fn in_blocks(self, [rows, cols]: [usize; 2], most: usize, n: usize) -> Unit {
+        let (rows, cols) = (common_multiple(self.rows, rows), common_multiple(self.cols, cols));
+        let fit = |elements: usize, step: usize| (elements / step).max(1) * step;
+        let most_cols = fit(most / rows, cols).min(n.max(1).next_multiple_of(cols));
+        let most_rows = fit(most / most_cols, rows);
+        Unit { rows, cols, most_rows, most_cols, splits: false, ..self }
+    }
+}
+
+fn common_multiple(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
 }
 
 /// Work below which a chunk is not worth claiming: about 2 microseconds of one thread, in
@@ -53,6 +75,11 @@ const LEAST_PART: usize = 512;
 const MOST_PARTIAL: usize = 4 << 20;
 /// A reduce chunk reads about this many partial sums.
 const REDUCE_READS: usize = 1 << 16;
+
+/// Whether a product over `k` may be split along K, if C is small enough.
+pub(super) fn may_split(k: usize) -> bool {
+    k >= 2 * LEAST_PART
+}
 
 /// The tiles of C and the parts of K.
 #[derive(Clone, Debug)]
@@ -98,13 +125,17 @@ impl Grid {
             reduce_chunks: 0,
         };
         let wanted = wanted_chunks(spec, unit.speed);
-        if grid.rows == 0 || most == 1 || wanted == 1 {
+        let small = wanted == 1 && m * n <= unit.most_rows * unit.most_cols;
+        if grid.rows == 0 || most == 1 || small {
             return grid;
         }
         let (row_units, col_units) = (m.div_ceil(unit.rows), n.div_ceil(unit.cols));
         // Few tiles of a useful size but a long K: split K rather than C.
         let useful = m.div_ceil(4 * unit.rows) * n.div_ceil(2 * unit.cols);
-        let parts = (wanted / useful).min(k / LEAST_PART).min(MOST_PARTIAL / (m * n)).max(1);
+        let parts = match unit.splits {
+            true => (wanted / useful).min(k / LEAST_PART).min(MOST_PARTIAL / (m * n)).max(1),
+            false => 1,
+        };
         if parts > 1 {
             grid.part_depth = k.div_ceil(parts).next_multiple_of(unit.depth);
             grid.parts = k.div_ceil(grid.part_depth);

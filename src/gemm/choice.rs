@@ -22,17 +22,17 @@ pub struct Choice {
 /// By how much bf16 must be faster to be chosen: its rounding is not for nothing, and a choice near
 /// the bound would differ from run to run.
 const LEAST_GAIN: f64 = 1.3;
-/// Extents are measured up to here: beyond it rates hardly change.
-const MOST: usize = 512;
+/// Extents are measured up to here: beyond it rates hardly change, and the first step waits.
+const MOST: usize = 256;
 /// FLOPs that are timed at least.
 const LEAST_FLOPS: u64 = 1 << 20;
 /// Products that are timed together at most.
 const MOST_REPEATS: u64 = 100;
 /// Repetitions, of which the fastest counts.
-const TIMES: usize = 4;
+const TIMES: usize = 3;
 
 /// Chooses between f32 and bf16 for a model whose weights \[inputs, outputs\] meet batches of `rows`:
-/// by the time that forward product and gradients take on one thread, packing counted. Takes some
+/// by the time that forward product and gradients take on one thread, packing counted. Takes few
 /// milliseconds; without bf16 instructions the choice is f32 and nothing is measured.
 ///
 /// # Panics
@@ -59,8 +59,9 @@ pub fn choose(isa: Isa, rows: usize, weights: &[[usize; 2]]) -> Choice {
     Choice { precision, gain }
 }
 
-/// FLOPs a second of one thread's microkernel on panels that are packed and in L1: the ceiling of
-/// products in that precision. Takes some milliseconds with SIMD.
+/// FLOPs a second of one thread's microkernel on panels that are packed and in its caches: the
+/// ceiling of products in that precision. The best of some shapes: in a small one starting a product
+/// counts, in a large one panels leave L1. Takes some milliseconds with SIMD.
 ///
 /// # Panics
 /// When this machine lacks the instruction set.
@@ -68,11 +69,16 @@ pub fn ceiling(isa: Isa, precision: Precision) -> f64 {
     let engine = Engine::new(isa, precision);
     let (rows, cols, depth) =
         with_kernel!(engine, K => (K::ROWS, 2 * K::LANES, 128), else (64, 64, 256));
-    let spec = Spec::new(rows, cols, depth).in_precision(precision);
     let packs = engine != Engine::MatrixMultiply;
-    let plan = Plan::single(isa, spec, packs, packs);
-    let best = (0..10).map(|_| fastest(&plan)).min().unwrap_or_default();
-    spec.flops() as f64 / best.as_secs_f64().max(1e-9)
+    let rate = |(panels, depths)| {
+        let spec = Spec::new(panels * rows, cols, depths * depth).in_precision(precision);
+        let plan = Plan::single(isa, spec, packs, packs);
+        let best = (0..10).map(|_| fastest(&plan)).min().unwrap_or_default();
+        spec.flops() as f64 / best.as_secs_f64().max(1e-9)
+    };
+    let shapes: &[(usize, usize)] =
+        if packs { &[(1, 1), (1, 2), (4, 1), (4, 2), (8, 2)] } else { &[(1, 1)] };
+    shapes.iter().map(|&shape| rate(shape)).fold(0.0, f64::max)
 }
 
 /// Time of `x W`, `dy W^T` and `x^T dy`.

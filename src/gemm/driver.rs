@@ -9,7 +9,7 @@
 
 use super::blocking::{Range, Unit};
 use super::layout::Weave;
-use super::{Address, Epilogue, Operands, PackedLayout, Plan, Spec, Transpose};
+use super::{Address, Ahead, Epilogue, Operands, PackedLayout, Plan, Spec, Transpose};
 use crate::device::cpu::Caches;
 use std::mem::MaybeUninit;
 
@@ -216,6 +216,7 @@ impl Panels {
             most_cols: most(self.weave_b, 2, self.cols),
             cols_first: self.b == SourceB::Local,
             speed: K::SPEED,
+            splits: true,
         }
     }
 }
@@ -289,7 +290,7 @@ pub(super) unsafe fn tile<K: Kernel>(
     operands: &Operands,
     (rows, cols, depth): (Range, Range, Range),
     accumulate: bool,
-    epilogue: Epilogue<'_>,
+    (epilogue, ahead): (Epilogue<'_>, Ahead<'_>),
 ) {
     let _session = K::session();
     let panels = plan.panels;
@@ -333,6 +334,10 @@ pub(super) unsafe fn tile<K: Kernel>(
         let accumulate = accumulate || start > depth.start;
         // One panel of rows against one of columns, the latter at `b`.
         let multiply = |i: usize, j: usize, (b, b_depth): (*const K::Element, usize)| {
+            if let (true, Some(ahead)) = (last, ahead) {
+                let (bottom, right) = (rows.end.min(i + panels.rows), cols.end.min(j + panel_cols));
+                ahead(i..bottom, j..right);
+            }
             // SAFETY: (i, j, start) lie inside the shape, and the strides are those of the operand
             // that was chosen (contract). What fills up the depth is zero in both operands.
             unsafe {
@@ -347,7 +352,7 @@ pub(super) unsafe fn tile<K: Kernel>(
                     b,
                     b_depth,
                     b_panel: layout_b.panel_len(),
-                    c: operands.c.add(i * operands.ldc + j),
+                    c: operands.c.wrapping_add(i * operands.ldc + j),
                     ldc: operands.ldc,
                     accumulate,
                 });

@@ -5,6 +5,7 @@ use super::driver::{self, Kernel};
 use super::{Address, Engine, Precision, Transpose, with_kernel};
 use crate::device::cpu::Isa;
 use crate::tensor::DType;
+use rayon::prelude::*;
 
 /// How the panels of an operand are cut and woven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,7 +104,13 @@ impl PackedLayout {
     }
 }
 
-/// Rows of a weight that are packed at a time: a multiple of every engine's panels and slices.
+/// The smallest page of memory, in bytes.
+const PAGE: usize = 4096;
+/// Bytes of new memory that one thread touches at a time: a huge page.
+const TOUCHED: usize = 2 << 20;
+
+/// Rows, or columns, of a weight that are packed at a time: a multiple of every engine's panels and
+/// slices.
 pub const WEIGHT_BAND: usize = 32;
 
 /// A weight W \[inputs, outputs\] and its packed copies.
@@ -196,23 +203,36 @@ impl PackedWeights {
         copies.zip(next).map(|((place, layout), next)| place + layout.len()..next)
     }
 
-    /// Packs all weights. `flat` holds them; `packed` has [`PackedWeights::len`] elements.
+    /// Packs all weights, on all threads. `flat` holds them; `packed` has [`PackedWeights::len`]
+    /// elements.
     ///
     /// # Panics
     /// When a slice is too short or not aligned for the elements.
     pub fn pack_all(&self, flat: &[f32], packed: &mut [u8]) {
         assert!(packed.len() >= self.len * self.element.size(), "{} bytes", packed.len());
         assert!(packed.as_ptr().addr().is_multiple_of(self.element.size()), "not aligned");
+        /// Where all threads write, each its rows.
+        struct Shared(*mut u8);
+        // SAFETY: `pack_band` writes the places of its rows alone.
+        unsafe impl Sync for Shared {}
+        // A band's rows lie all over the copies. On new memory two threads would clear the same pages:
+        // so each touches its part first.
+        packed.par_chunks_mut(TOUCHED).for_each(|part| {
+            part.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0);
+        });
+        let shared = Shared(packed.as_mut_ptr());
         for (number, weight) in self.weights.iter().enumerate() {
             let PackedWeight { offset, inputs, outputs, .. } = *weight;
-            let source = flat[offset..][..inputs * outputs].as_ptr();
-            for start in (0..inputs).step_by(WEIGHT_BAND) {
-                let rows = start..inputs.min(start + WEIGHT_BAND);
-                let source = source.wrapping_add(start * outputs);
+            let source = &flat[offset..][..inputs * outputs];
+            (0..inputs.div_ceil(WEIGHT_BAND)).into_par_iter().for_each(|band| {
+                let shared = &shared;
+                let rows = band * WEIGHT_BAND..inputs.min((band + 1) * WEIGHT_BAND);
+                let source = source[rows.start * outputs..].as_ptr();
                 // SAFETY: the slice above has all rows, the assertions make room for the copies,
-                // which are borrowed exclusively; `new` found the instruction set.
-                unsafe { self.pack_band(number, rows, source, packed.as_mut_ptr()) };
-            }
+                // which are borrowed exclusively, and no other call has these rows; `new` found the
+                // instruction set.
+                unsafe { self.pack_band(number, rows, source, shared.0) };
+            });
         }
         for gap in self.gaps() {
             let size = self.element.size();
@@ -220,16 +240,24 @@ impl PackedWeights {
         }
     }
 
+    /// The copies of weight `number` alone: it starts at element 0, and they at the first of its
+    /// places.
+    pub fn only(&self, number: usize) -> PackedWeights {
+        let weight = self.weights[number];
+        let places = weight.places.map(|place| place - weight.places[0]);
+        let len = places[1] + weight.layouts[1].len();
+        let weights = vec![PackedWeight { offset: 0, places, ..weight }];
+        PackedWeights { engine: self.engine, element: self.element, len, weights }
+    }
+
     /// Packs some rows of weight `number`. `source` is the first of these rows, `packed` the region
     /// of the copies.
     ///
     /// # Safety
-    /// The rows are readable; the region has [`PackedWeights::len`] elements, aligned, and nobody
-    /// else uses the places of these rows meanwhile. Other rows have other places.
+    /// As for [`PackedWeights::pack_block`].
     ///
     /// # Panics
-    /// When `rows` does not start at a multiple of [`WEIGHT_BAND`], or ends neither at one nor with
-    /// the weight.
+    /// As for [`PackedWeights::pack_block`].
     pub unsafe fn pack_band(
         &self,
         number: usize,
@@ -237,27 +265,55 @@ impl PackedWeights {
         source: *const f32,
         packed: *mut u8,
     ) {
+        let cols = 0..self.weights[number].outputs;
+        // SAFETY: the caller's contract.
+        unsafe { self.pack_block(number, [rows, cols], source, packed) }
+    }
+
+    /// Packs a block of weight `number`, rows and columns. `source` is its first element, `packed`
+    /// the region of the copies.
+    ///
+    /// # Safety
+    /// The block is readable, its rows as far apart as those of the weight; the region has
+    /// [`PackedWeights::len`] elements, aligned, and nobody else uses the places of the block
+    /// meanwhile. Other blocks have other places.
+    ///
+    /// # Panics
+    /// When rows or columns do not start at a multiple of [`WEIGHT_BAND`], or end neither at one nor
+    /// with the weight.
+    pub unsafe fn pack_block(
+        &self,
+        number: usize,
+        [rows, cols]: [std::ops::Range<usize>; 2],
+        source: *const f32,
+        packed: *mut u8,
+    ) {
         let PackedWeight { inputs, outputs, layouts: [forward, backward], places, .. } =
             self.weights[number];
-        assert!(rows.start.is_multiple_of(WEIGHT_BAND) && rows.end <= inputs, "{rows:?}");
-        assert!(rows.end == inputs || rows.end.is_multiple_of(WEIGHT_BAND), "{rows:?}");
-        if rows.is_empty() || outputs == 0 {
+        for (part, all) in [(&rows, inputs), (&cols, outputs)] {
+            assert!(part.start.is_multiple_of(WEIGHT_BAND) && part.end <= all, "{part:?} of {all}");
+            assert!(part.end == all || part.end.is_multiple_of(WEIGHT_BAND), "{part:?} of {all}");
+        }
+        if rows.is_empty() || cols.is_empty() {
             return;
         }
-        let all = |end| Range { start: 0, end };
-        let band = Range { start: rows.start, end: rows.end };
-        let panels =
-            Range { start: rows.start / backward.width, end: rows.end.div_ceil(backward.width) };
-        // `driver::pack` counts from the first row of the whole weight.
-        let source = Address::F32(source).before(rows.start * outputs);
-        // SAFETY: the rows are inside the layouts (assertions); memory as the caller says.
+        let range = |part: &std::ops::Range<usize>| Range { start: part.start, end: part.end };
+        let panels = |part: &std::ops::Range<usize>, width: usize| Range {
+            start: part.start / width,
+            end: part.end.div_ceil(width),
+        };
+        // `driver::pack` counts from the first element of the whole weight.
+        let source = Address::F32(source).before(rows.start * outputs + cols.start);
+        // SAFETY: the block is inside the layouts (assertions); memory as the caller says.
         with_kernel!(self.engine, K => unsafe {
             let [forward_at, backward_at] =
                 places.map(|place| packed.cast::<<K as Kernel>::Element>().add(place));
             let stored = (source, outputs, Transpose::No);
-            driver::pack::<K>(forward, all(forward.panels()), band, stored, forward_at);
+            let across = panels(&cols, forward.width);
+            driver::pack::<K>(forward, across, range(&rows), stored, forward_at);
             let stored = (source, outputs, Transpose::Yes);
-            driver::pack::<K>(backward, panels, all(outputs), stored, backward_at);
+            let down = panels(&rows, backward.width);
+            driver::pack::<K>(backward, down, range(&cols), stored, backward_at);
         }, else unreachable!("matrixmultiply packs for itself"));
     }
 }

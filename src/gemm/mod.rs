@@ -40,15 +40,17 @@ mod portable;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod probe;
 mod rounded;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 pub use choice::{Choice, ceiling, choose};
 pub use layout::{PackedLayout, PackedWeight, PackedWeights, WEIGHT_BAND};
+pub use stored::launch;
 
 use crate::device::cpu::Isa;
 use crate::tensor::DType;
-use blocking::{Grid, Range};
+use blocking::{Grid, Range, Tile};
 use driver::{Kernel, Panels, SourceB};
 use engine::{Engine, with_kernel};
 use half::bf16;
@@ -199,6 +201,10 @@ impl Block {
 /// there are depends on the plan alone.
 pub type Epilogue<'a> = Option<&'a (dyn Fn(Block) + Sync)>;
 
+/// Called with the rows and columns of C that the microkernel is about to finish, so that what the
+/// caller will use with them is under way from memory meanwhile. Some engines call it once a tile.
+pub type Ahead<'a> = Option<&'a dyn Fn(std::ops::Range<usize>, std::ops::Range<usize>)>;
+
 /// Where an operand lies, and what its elements are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -288,7 +294,17 @@ impl Plan {
     /// # Panics
     /// When this machine lacks the instruction set.
     pub fn new(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool) -> Plan {
-        Plan::with_most_tiles(isa, spec, packed_a, packed_b, usize::MAX)
+        Plan::cut(isa, spec, [packed_a, packed_b], usize::MAX, None)
+    }
+
+    /// Plans a product of stored operands whose tiles are used up one by one ([`Plan::tile_to`]):
+    /// they start at multiples of `multiples` rows and columns, have at most `most` elements unless
+    /// these alone are more, and K is not split.
+    ///
+    /// # Panics
+    /// When this machine lacks the instruction set.
+    pub fn in_blocks(isa: Isa, spec: Spec, multiples: [usize; 2], most: usize) -> Plan {
+        Plan::cut(isa, spec, [false, false], usize::MAX, Some((multiples, most)))
     }
 
     /// Plans a product as a single chunk whatever its size (no pack or reduce phase), for callers
@@ -298,10 +314,16 @@ impl Plan {
     /// # Panics
     /// When this machine lacks the instruction set.
     pub fn single(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool) -> Plan {
-        Plan::with_most_tiles(isa, spec, packed_a, packed_b, 1)
+        Plan::cut(isa, spec, [packed_a, packed_b], 1, None)
     }
 
-    fn with_most_tiles(isa: Isa, spec: Spec, packed_a: bool, packed_b: bool, most: usize) -> Plan {
+    fn cut(
+        isa: Isa,
+        spec: Spec,
+        [packed_a, packed_b]: [bool; 2],
+        most: usize,
+        blocks: Option<([usize; 2], usize)>,
+    ) -> Plan {
         assert!(isa.is_available(), "this machine lacks {isa}");
         let engine = Engine::new(isa, spec.precision);
         let speed = with_kernel!(engine, K => K::SPEED, else 1);
@@ -310,6 +332,10 @@ impl Plan {
             let panels = K::panels(&spec, packed_a, packed_b, single);
             (panels, panels.unit::<K>())
         }, else (portable::panels(&spec), portable::UNIT));
+        let unit = match blocks {
+            Some((multiples, elements)) => unit.in_blocks(multiples, elements, spec.n),
+            None => unit,
+        };
         let grid = Grid::new(&spec, unit, most);
         let mut plan = Plan { spec, engine, packed_a, packed_b, panels, grid, pack_chunks: [0, 0] };
         if plan.tiles() > 1 {
@@ -455,14 +481,63 @@ impl Plan {
     /// When `chunk` is not below [`Plan::tiles`].
     pub unsafe fn tile(&self, chunk: usize, operands: &Operands, epilogue: Epilogue<'_>) {
         let tile = self.grid.tile(chunk, self.spec.k);
-        let (target, accumulate, epilogue) = if self.grid.parts > 1 {
+        if self.grid.parts > 1 {
             let Spec { m, n, .. } = self.spec;
             // SAFETY: scratch holds the partial sums of all parts (`scratch_len`).
             let c = unsafe { operands.scratch.add(self.partial_at() + tile.part * m * n) };
-            (Operands { c, ldc: n, ..*operands }, false, None)
+            let target = Operands { c, ldc: n, ..*operands };
+            // SAFETY: the caller's contract.
+            unsafe { self.compute(&tile, &target, false, (None, None)) };
         } else {
-            (*operands, self.spec.accumulate, epilogue)
-        };
+            // SAFETY: the caller's contract.
+            unsafe { self.compute(&tile, operands, self.spec.accumulate, (epilogue, None)) };
+        }
+    }
+
+    /// Rows and columns of C that [`Plan::tile`] computes as block `chunk`.
+    ///
+    /// # Panics
+    /// When `chunk` is not below [`Plan::tiles`].
+    pub fn tile_ranges(&self, chunk: usize) -> [std::ops::Range<usize>; 2] {
+        let tile = self.grid.tile(chunk, self.spec.k);
+        [tile.rows, tile.cols].map(|range| range.start..range.end)
+    }
+
+    /// Phase 2 of a plan that [`Plan::in_blocks`] made: writes block `chunk` of the product to `to`,
+    /// row after row without gaps, and nothing to C, which may dangle.
+    ///
+    /// # Safety
+    /// As for [`Plan::tile`], but for C: `to` has room for the block.
+    ///
+    /// # Panics
+    /// When `chunk` is not below [`Plan::tiles`], or K is split.
+    pub unsafe fn tile_to(
+        &self,
+        chunk: usize,
+        operands: &Operands,
+        to: *mut f32,
+        ahead: Ahead<'_>,
+    ) {
+        assert_eq!(self.grid.parts, 1, "a part of a sum is no block of the product");
+        let tile = self.grid.tile(chunk, self.spec.k);
+        let ldc = tile.cols.len();
+        // Where C would start if the block lay in it.
+        let c = to.wrapping_sub(tile.rows.start * ldc + tile.cols.start);
+        // SAFETY: the caller's contract; only the block's places are touched.
+        unsafe { self.compute(&tile, &Operands { c, ldc, ..*operands }, false, (None, ahead)) };
+    }
+
+    /// Computes a tile, or a part of its sum.
+    ///
+    /// # Safety
+    /// As for [`Plan::tile`].
+    unsafe fn compute(
+        &self,
+        tile: &Tile,
+        operands: &Operands,
+        accumulate: bool,
+        (epilogue, ahead): (Epilogue<'_>, Ahead<'_>),
+    ) {
         // SAFETY: the caller's contract; the tile lies inside the shape (`Grid::tile`). What is
         // packed and was not in phase 1 is packed here: the rows of A of this tile, which no other
         // tile has; B only where this is the only tile.
@@ -477,12 +552,15 @@ impl Plan {
                 self.pack_b(0, 1, operands);
             }
             let ranges = (tile.rows, tile.cols, tile.depth);
-            driver::tile::<K>(self, &target, ranges, accumulate, epilogue);
+            driver::tile::<K>(self, operands, ranges, accumulate, (epilogue, ahead));
         }, else
         // SAFETY: as above.
         unsafe {
-            portable::tile(self, &target, &tile.rows, &tile.cols, &tile.depth, accumulate);
-            self.finish(&target, &tile.rows, &tile.cols, epilogue);
+            if let Some(ahead) = ahead {
+                ahead(tile.rows.start..tile.rows.end, tile.cols.start..tile.cols.end);
+            }
+            portable::tile(self, operands, &tile.rows, &tile.cols, &tile.depth, accumulate);
+            self.finish(operands, &tile.rows, &tile.cols, epilogue);
         });
     }
 
@@ -528,8 +606,7 @@ impl Plan {
         epilogue: Epilogue<'_>,
     ) {
         if let Some(epilogue) = epilogue {
-            // SAFETY: the block lies inside C (contract).
-            let c = unsafe { operands.c.add(rows.start * operands.ldc + cols.start) };
+            let c = operands.c.wrapping_add(rows.start * operands.ldc + cols.start);
             let (row, col) = (rows.start, cols.start);
             epilogue(Block { row, rows: rows.len(), col, cols: cols.len(), c, ldc: operands.ldc });
         }
@@ -547,6 +624,12 @@ impl Plan {
             (0..self.reduce_chunks()).for_each(|chunk| self.reduce(chunk, operands, epilogue));
         }
     }
+}
+
+/// Whether a product over so many terms may be cut along its sum: [`Plan::in_blocks`] would give up
+/// threads there.
+pub fn may_split(k: usize) -> bool {
+    blocking::may_split(k)
 }
 
 /// A stored operand: elements and the distance between rows.

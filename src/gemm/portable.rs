@@ -15,6 +15,7 @@ pub(super) const UNIT: Unit = Unit {
     most_cols: 512,
     cols_first: false,
     speed: 1,
+    splits: true,
 };
 
 /// One panel for each operand that arrives packed; nothing is packed here.
@@ -50,7 +51,7 @@ pub(super) unsafe fn tile(
     };
     // SAFETY: the strides walk the operands as stored or packed, inside their shapes (contract).
     unsafe {
-        let c = operands.c.add(rows.start * operands.ldc + cols.start);
+        let c = operands.c.wrapping_add(rows.start * operands.ldc + cols.start);
         if depth.len() == 0 {
             if !accumulate {
                 (0..rows.len()).for_each(|i| c.add(i * operands.ldc).write_bytes(0, cols.len()));
@@ -84,7 +85,7 @@ impl Kernel for Panelled {
     type Session = ();
     const NAME: &'static str = "matrixmultiply";
     const SPEED: u64 = 1;
-    const ROWS: usize = 64;
+    const ROWS: usize = 16;
     const LANES: usize = 16;
     const DEPTH: usize = 256;
 

@@ -139,6 +139,12 @@ impl Parameters {
     /// named by its place, so that a layer's start does not depend on the sizes of others.
     pub fn initial_values(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0.0; self.len];
+        self.fill(&mut values, seed);
+        values
+    }
+
+    /// Writes starting values into the flat region, which holds zeros.
+    fn fill(&self, values: &mut [f32], seed: u64) {
         for (number, info) in self.infos.iter().enumerate() {
             let [fan_in, fan_out] = match *info.shape.extents() {
                 [inputs, outputs] => [inputs, outputs],
@@ -148,7 +154,6 @@ impl Parameters {
             let random = Random::new(seed, number as u64);
             info.initial.fill(&mut values[place], fan_in, fan_out, &random);
         }
-        values
     }
 
     /// Allocates weights and gradients in `store` and fills the weights with starting values.
@@ -181,7 +186,8 @@ impl Parameters {
     /// # Errors
     /// As [`Parameters::bind`].
     pub fn bind_in(self, precision: Precision, store: &mut Store, seed: u64) -> Result<Bound> {
-        let weights = store.upload("weights", &self.initial_values(seed));
+        let weights = store.allocate("weights", DType::F32, self.len);
+        store.write_with(weights, |values| self.fill(values, seed))?;
         let gradients = store.allocate("gradients", DType::F32, self.len);
         let counter = store.control_mut().u64_slot("random counter", 0);
         let packed = self.packing(store.device(), precision).map(|packed| {

@@ -46,6 +46,7 @@ operations! {
     matmul,
     mse,
     pad,
+    product_update,
     reduce,
     reshape,
     rms_norm,
@@ -80,6 +81,7 @@ pub use log_softmax::log_softmax;
 pub use matmul::{matmul, matmul_in};
 pub use mse::mse;
 pub use pad::pad;
+pub use product_update::product_update;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use reshape::reshape;
 pub use rms_norm::rms_norm;

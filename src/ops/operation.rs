@@ -4,6 +4,7 @@ use crate::device::Control;
 use crate::device::cpu::{Isa, Launch};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,6 +34,14 @@ pub trait Recorder {
 
     /// An f32 tensor of that shape with every element `value`, baked into the recording.
     fn fill(&mut self, shape: Shape, value: f32) -> Var;
+
+    /// The operation that computes a tensor as its only output, and its inputs; `None` where somebody
+    /// wants the tensor itself to be kept, or the recorder does not say. So an operation can be recorded
+    /// together with the one before it; that one is dropped if nobody else reads its output.
+    fn computed_by(&self, var: Var) -> Option<(Arc<dyn Operation>, Vec<Var>)> {
+        let _ = var;
+        None
+    }
 
     /// Whether the tensor was made by [`Recorder::fill`] with that value: a gradient rule need not
     /// multiply by an upstream gradient of ones.
@@ -126,7 +135,7 @@ impl Values {
 /// # Gradients
 /// [`Operation::gradient`] records operations. Each input that needs a gradient must be given one
 /// by [`Rule::give`]; one that is not is an error that names it, never a zero.
-pub trait Operation: fmt::Debug + Send + Sync + 'static {
+pub trait Operation: Any + fmt::Debug + Send + Sync {
     /// Name: of the folder, of the benchmark row, in errors and profiles.
     fn name(&self) -> &'static str;
 
@@ -161,6 +170,17 @@ pub trait Operation: fmt::Debug + Send + Sync + 'static {
 
     /// Pairs (output, input) of tensors that are one and the same memory, updated in place.
     fn in_place(&self) -> Vec<(usize, usize)> {
+        Vec::new()
+    }
+
+    /// Pairs (output, input) where the kernel is right too when the output takes the input's memory,
+    /// whose values are then lost. The tape decides: it does so where nothing else reads the input
+    /// afterwards. [`crate::device::cpu::Chunk::in_place`] tells the kernel, which then finds the
+    /// input's values in the output.
+    ///
+    /// Both are of one type, and nothing reads an element of the input after anything else than
+    /// its own chunk may have written the same element of the output.
+    fn may_reuse(&self) -> Vec<(usize, usize)> {
         Vec::new()
     }
 

@@ -1,4 +1,7 @@
 use super::*;
+use crate::Device;
+use crate::device::cpu::{Cpu, Isa};
+use crate::ops::matmul_in;
 
 fn parse(text: &str) -> Result<OptimizerConfig, String> {
     toml::from_str(text).map_err(|e| e.to_string())
@@ -77,4 +80,114 @@ fn only_moments_that_the_rule_has_are_kept() {
         assert!(optimizer.set_weight_decay(0.5).is_ok());
         assert_eq!(optimizer.weight_decay(), 0.5);
     }
+}
+
+/// Weights, moments, packed copies and statistics after some steps of a weight [inputs, outputs] and a
+/// bias, whose gradients are `x^T dz` and the sum of `dz`.
+fn trained(
+    isa: Isa,
+    precision: Precision,
+    [rows, inputs, outputs]: [usize; 3],
+    fused: bool,
+) -> (Vec<u32>, Vec<f32>) {
+    let mut store = Store::new(&Device::Cpu(Arc::new(Cpu::with_isa(2, isa).unwrap())));
+    let (len, bias) = (inputs * outputs, (inputs * outputs).next_multiple_of(16));
+    let flat_len = bias + outputs;
+    let value = |seed: usize, i: usize| (((i * 7 + seed * 13) % 101) as f32 - 50.0) / 64.0;
+    let values =
+        |seed: usize, len: usize| -> Vec<f32> { (0..len).map(|i| value(seed, i)).collect() };
+    let weights = store.upload("weights", &values(1, flat_len));
+    let gradients = store.allocate("gradients", DType::F32, flat_len);
+    let segment =
+        |offset, len, decay_factor| Segment { offset, len, rate_factor: 1.0, decay_factor };
+    let segments = vec![segment(0, len, 1.0), segment(bias, outputs, 0.0)];
+    let shapes = [(0, [inputs, outputs])];
+    let packed = PackedWeights::new(isa, precision, shapes).map(|packed| {
+        let region = store.allocate("packed", packed.element(), packed.len());
+        (Arc::new(packed), region)
+    });
+    let optimizer = Optimizer::new(&OptimizerConfig::adamw(), segments, flat_len, &mut store)
+        .unwrap()
+        .with_packed(packed.clone());
+    let mut tape = Tape::new(&store);
+    let x = tape.input("x", [rows, inputs]).unwrap();
+    let dz = tape.input("dz", [rows, outputs]).unwrap();
+    let loss = tape.input("loss", Shape::scalar()).unwrap();
+    let dw = matmul_in(&mut tape, precision, x, dz, true, false).unwrap();
+    let db = crate::ops::sum(&mut tape, dz, &[0], false).unwrap();
+    let recorded = if fused {
+        optimizer.record_from(&mut tape, weights, gradients, &[dw, db], Some(loss)).unwrap()
+    } else {
+        tape.place(dw, gradients, 0).unwrap();
+        tape.place(db, gradients, bias).unwrap();
+        optimizer.record(&mut tape, weights, gradients, Some(loss)).unwrap()
+    };
+    tape.output(recorded.statistics).unwrap();
+    let mut recording = tape.compile(&store).unwrap();
+    let has = |op: &str| recording.nodes().iter().any(|node| node.op == op);
+    assert_eq!((has("product_update"), has("matmul")), (fused, !fused));
+    for step in 1..=3 {
+        recording.write(x, &values(2 + step, rows * inputs)).unwrap();
+        recording.write(dz, &values(12 + step, rows * outputs)).unwrap();
+        // The last step's loss is not finite: it changes nothing.
+        recording.write(loss, &[if step == 3 { f32::NAN } else { 1.0 }]).unwrap();
+        optimizer.prepare(store.control_mut(), step as u64, 0.01, 0.5);
+        recording.replay(&mut store).unwrap();
+    }
+    let mut bits = Vec::new();
+    for region in std::iter::once(weights).chain(optimizer.state().iter().map(|&(_, r)| r)) {
+        let mut values = vec![0f32; flat_len];
+        store.read(region, 0, &mut values).unwrap();
+        bits.extend(values.iter().map(|value| value.to_bits()));
+    }
+    if let Some((packed, region)) = packed {
+        if packed.element() == DType::Bf16 {
+            let mut values = vec![half::bf16::ZERO; packed.len()];
+            store.read(region, 0, &mut values).unwrap();
+            bits.extend(values.iter().map(|value| u32::from(value.to_bits())));
+        } else {
+            let mut values = vec![0f32; packed.len()];
+            store.read(region, 0, &mut values).unwrap();
+            bits.extend(values.iter().map(|value| value.to_bits()));
+        }
+    }
+    (bits, recording.read(recorded.statistics).unwrap())
+}
+
+#[test]
+fn an_update_within_the_product_gives_the_bits_of_one_after_it() {
+    for isa in Isa::available() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for size in [[5, 1025, 1024], [3, 104_900, 10], [33, 650, 1700]] {
+                let (apart, sums) = trained(isa, precision, size, false);
+                let (within, sums_within) = trained(isa, precision, size, true);
+                assert!(apart == within, "{isa} {precision} {size:?}");
+                for (a, b) in sums.iter().zip(&sums_within) {
+                    assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "{isa} {size:?}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+/// A long batch is cut along the sum of the product, and clipping needs all gradients first.
+#[test]
+fn where_the_gradient_is_needed_whole_it_is() {
+    let ops = |rows: usize, clip_norm: Option<f64>| -> Vec<&'static str> {
+        let mut store = Store::new(&Device::cpu(1).unwrap());
+        let weights = store.upload("weights", &vec![0.5f32; 1 << 20]);
+        let gradients = store.allocate("gradients", DType::F32, 1 << 20);
+        let segment = Segment { offset: 0, len: 1 << 20, rate_factor: 1.0, decay_factor: 1.0 };
+        let config = OptimizerConfig { clip_norm, ..OptimizerConfig::adamw() };
+        let optimizer = Optimizer::new(&config, vec![segment], 1 << 20, &mut store).unwrap();
+        let mut tape = Tape::new(&store);
+        let x = tape.input("x", [rows, 1024]).unwrap();
+        let dz = tape.input("dz", [rows, 1024]).unwrap();
+        let dw = matmul_in(&mut tape, Precision::F32, x, dz, true, false).unwrap();
+        optimizer.record_from(&mut tape, weights, gradients, &[dw], None).unwrap();
+        tape.compile(&store).unwrap().nodes().iter().map(|node| node.op).collect()
+    };
+    assert_eq!(ops(64, None), ["product_update"]);
+    assert_eq!(ops(4096, None), ["matmul", "update"]);
+    assert_eq!(ops(64, Some(1.0)), ["matmul", "global_norm", "update"]);
 }

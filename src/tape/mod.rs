@@ -306,6 +306,14 @@ impl Tape {
         Ok(sharing)
     }
 
+    /// The scope in which a tensor was computed; empty for one that no node computes.
+    pub(crate) fn scope_of(&self, var: Var) -> &str {
+        match self.tensor(var).origin {
+            Origin::Node(node) => &self.nodes[node].scope,
+            _ => "",
+        }
+    }
+
     /// Declares that no gradient flows through `var`: [`Tape::backward`] takes it as a constant,
     /// and gives zeros instead of an error when asked for its gradient.
     pub fn detach(&mut self, var: Var) {
@@ -418,6 +426,18 @@ impl Recorder for Tape {
 
     fn fill(&mut self, shape: Shape, value: f32) -> Var {
         self.add(TensorType::f32(shape), Origin::Fill(value), format!("constant {value}"))
+    }
+
+    fn computed_by(&self, var: Var) -> Option<(Arc<dyn Operation>, Vec<Var>)> {
+        let tensor = self.tensor(var);
+        let Origin::Node(node) = tensor.origin else { return None };
+        let Node { op, inputs, outputs, .. } = &self.nodes[node];
+        let free = tensor.alias.is_none()
+            && tensor.placed.is_none()
+            && !tensor.overwritten
+            && !tensor.is_output
+            && inputs.iter().all(|&input| !self.tensor(input).overwritten);
+        (free && outputs.len() == 1).then(|| (Arc::clone(op), inputs.clone()))
     }
 
     fn is_fill(&self, var: Var, value: f32) -> bool {

@@ -51,12 +51,58 @@ pub(super) struct Schedule {
     pub stages: Vec<Vec<Vec<Step>>>,
     /// First and last stage of each node.
     pub spans: Vec<(usize, usize)>,
+    /// Item, within its stage, of the first and the last phase of each node.
+    items: Vec<(usize, usize)>,
+}
+
+impl Schedule {
+    /// Whether node `a` is over before node `b` begins, in a replay and in recorded order.
+    fn precedes(&self, a: usize, b: usize) -> bool {
+        let (end, start) = (self.spans[a].1, self.spans[b].0);
+        a < b && (end < start || (end == start && self.items[a].1 == self.items[b].0))
+    }
+}
+
+/// That an output may take an input's memory: tensors of the arena, of as many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reuse {
+    pub node: usize,
+    pub output: u32,
+    pub input: u32,
+}
+
+/// Those of the candidates that lose nothing: all others who touch the input's memory are over when
+/// the node begins. The order of the nodes stays as it is.
+pub(super) fn reuse(work: &[Work], schedule: &Schedule, candidates: &[Reuse]) -> Vec<Reuse> {
+    let mut users: HashMap<u32, Vec<usize>> = HashMap::new();
+    for (node, this) in work.iter().enumerate() {
+        for access in &this.accesses {
+            if let Place::Arena(root) = access.place {
+                users.entry(root).or_default().push(node);
+            }
+        }
+    }
+    let mut taken: Vec<Reuse> = Vec::new();
+    for &candidate in candidates {
+        let Reuse { node, output, input } = candidate;
+        let once = |r: &Reuse| r.node != node || (r.output != output && r.input != input);
+        // Once by the node itself: another input there may be the same memory.
+        let users = users.get(&input).map_or(&[][..], |users| users);
+        let own = users.iter().filter(|&&user| user == node).count() == 1;
+        let runs = |node: usize| !work[node].chunks.is_empty();
+        let over = |&user: &usize| user == node || !runs(user) || schedule.precedes(user, node);
+        if runs(node) && own && users.iter().all(over) && taken.iter().all(once) {
+            taken.push(candidate);
+        }
+    }
+    taken
 }
 
 /// Orders nodes into stages.
 pub(super) fn schedule(work: &[Work]) -> Schedule {
     let mut stages: Vec<Vec<Vec<Step>>> = Vec::new();
     let mut spans = vec![(0, 0); work.len()];
+    let mut first_and_last = vec![(0, 0); work.len()];
     // Stage and item of the last phase of each node.
     let mut last: Vec<(usize, usize)> = vec![(0, 0); work.len()];
     let mut history: HashMap<Place, Vec<(usize, Access)>> = HashMap::new();
@@ -123,14 +169,16 @@ pub(super) fn schedule(work: &[Work]) -> Schedule {
             };
             if phase == 0 {
                 spans[node].0 = stage;
+                first_and_last[node].0 = item;
             }
             spans[node].1 = stage;
+            first_and_last[node].1 = item;
             last[node] = (stage, item);
             before = Some(stage);
             items = vec![item];
         }
     }
-    Schedule { stages, spans }
+    Schedule { stages, spans, items: first_and_last }
 }
 
 /// A tensor (or scratch memory) to be laid into the arena.
@@ -252,7 +300,96 @@ mod tests {
         assert_eq!(schedule(&nodes).spans[2], (1, 1));
     }
 
+    /// Position of each phase: stage, item, place in the item.
+    fn positions(schedule: &Schedule) -> HashMap<(usize, usize), (usize, usize, usize)> {
+        let mut positions = HashMap::new();
+        for (number, stage) in schedule.stages.iter().enumerate() {
+            for (item, steps) in stage.iter().enumerate() {
+                for (place, step) in steps.iter().enumerate() {
+                    positions.insert((step.node, step.phase), (number, item, place));
+                }
+            }
+        }
+        positions
+    }
+
+    #[test]
+    fn memory_is_reused_by_the_last_reader_only() {
+        let candidates = [1, 2].map(|node| Reuse { node, output: node as u32, input: 0 });
+        let chain = |second: &[u32], chunks: &[usize]| {
+            let nodes = [
+                work(chunks, 1e5, &[], &[0]),
+                work(chunks, 1e5, &[0], &[1]),
+                work(chunks, 1e5, second, &[2]),
+            ];
+            reuse(&nodes, &schedule(&nodes), &candidates)
+        };
+        // Both read 0 in one stage; then the second one waits for the first; then it does not read it.
+        assert_eq!(chain(&[0], &[8]), []);
+        assert_eq!(chain(&[0, 1], &[8]), [candidates[1]]);
+        assert_eq!(chain(&[1], &[8]), [candidates[0]]);
+        // Twice read by one node.
+        assert_eq!(chain(&[1, 0, 0], &[8]), []);
+    }
+
     proptest! {
+        #[test]
+        fn reused_memory_is_read_by_nobody_else_afterwards(
+            nodes in proptest::collection::vec(
+                (proptest::collection::vec(0usize..30, 1..4), 1usize..4, 1usize..3, any::<bool>()),
+                2..30,
+            )
+        ) {
+            // Node n writes tensor n and reads earlier ones.
+            let nodes: Vec<Work> = nodes
+                .into_iter()
+                .enumerate()
+                .map(|(node, (reads, chunks, phases, small))| {
+                    let mut reads: Vec<u32> = match node {
+                        0 => Vec::new(),
+                        _ => reads.into_iter().map(|read| (read % node) as u32).collect(),
+                    };
+                    reads.dedup();
+                    let nanoseconds = if small { 100.0 } else { 1e5 };
+                    work(&vec![chunks; phases], nanoseconds, &reads, &[node as u32])
+                })
+                .collect();
+            let schedule = schedule(&nodes);
+            let candidates: Vec<Reuse> = nodes
+                .iter()
+                .enumerate()
+                .flat_map(|(node, work)| {
+                    let reads = work.accesses.iter().filter(|access| !access.write);
+                    reads.map(move |access| match access.place {
+                        Place::Arena(input) => Reuse { node, output: node as u32, input },
+                        Place::Region(_) => unreachable!("tensors of the arena"),
+                    })
+                })
+                .collect();
+            let taken = reuse(&nodes, &schedule, &candidates);
+            let at = positions(&schedule);
+            let mut outputs = Vec::new();
+            for Reuse { node, output, input } in taken {
+                prop_assert!(!outputs.contains(&output), "one output over two inputs");
+                outputs.push(output);
+                let begins = at[&(node, 0)];
+                for (other, work) in nodes.iter().enumerate().filter(|&(other, _)| other != node) {
+                    let touches =
+                        |access: &Access| access.place == Place::Arena(input);
+                    if !work.accesses.iter().any(touches) {
+                        continue;
+                    }
+                    prop_assert!(other < node);
+                    for phase in 0..work.chunks.len() {
+                        let (stage, item, place) = at[&(other, phase)];
+                        let in_sequence =
+                            (stage, item) == (begins.0, begins.1) && place < begins.2;
+                        prop_assert!(stage < begins.0 || in_sequence);
+                    }
+                }
+            }
+        }
+
         #[test]
         fn blocks_that_live_together_do_not_overlap(
             blocks in proptest::collection::vec((0usize..5000, 0usize..12, 0usize..6), 0..60)

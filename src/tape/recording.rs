@@ -1,6 +1,6 @@
 //! A compiled tape: a program with its memory, replayed for every batch.
 
-use super::plan::{self, Access, Block, MemoryPlan, Place, Work};
+use super::plan::{self, Access, Block, MemoryPlan, Place, Reuse, Work};
 use super::{Origin, Region, Store, Tape};
 use crate::device::Device;
 use crate::device::cpu::launch::{Chunk, Launch};
@@ -131,6 +131,30 @@ impl Tape {
         }
     }
 
+    /// The tensors of the arena that `output` and `input` are, if the one may take the other's
+    /// memory as far as the two are concerned: `input` is all that its node computes there, and the
+    /// host does not read it.
+    fn reusable(&self, output: Var, input: Var, used: &[bool]) -> Option<(u32, u32)> {
+        let (root, _) = self.root(input);
+        let (out, tensor) = (self.tensor(output), self.tensor(root));
+        let marked = |index: usize| {
+            let var = Var { index: index as u32, tape: self.id };
+            self.tensors[index].is_output && self.root(var).0 == root
+        };
+        let own = |tensor: &super::Tensor| {
+            matches!(tensor.origin, Origin::Node(_)) && tensor.placed.is_none()
+        };
+        let fits = used[output.index as usize]
+            && own(out)
+            && out.alias.is_none()
+            && own(tensor)
+            && out.tensor_type.dtype == tensor.tensor_type.dtype
+            && out.tensor_type.bytes() == tensor.tensor_type.bytes()
+            && self.tensor(input).tensor_type.bytes() == tensor.tensor_type.bytes()
+            && !(0..self.tensors.len()).any(marked);
+        fits.then_some((output.index, root.index))
+    }
+
     fn compile_for_cpu(&self, cpu: Arc<Cpu>) -> Result<Recording> {
         let (needed, used) = self.live();
 
@@ -157,9 +181,12 @@ impl Tape {
             node: &'t super::Node,
             launch: Launch,
             report: NodeReport,
+            /// Outputs that lie where an input lay.
+            reused: Vec<(usize, usize)>,
         }
-        let mut lowered = Vec::new();
+        let mut lowered: Vec<Lowered<'_>> = Vec::new();
         let mut work = Vec::new();
+        let mut candidates = Vec::new();
         for (index, node) in self.nodes.iter().enumerate().filter(|&(index, _)| needed[index]) {
             let types = |vars: &[Var]| -> Vec<TensorType> {
                 vars.iter().map(|&var| self.tensor(var).tensor_type.clone()).collect()
@@ -173,8 +200,20 @@ impl Tape {
             let site =
                 Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa: cpu.isa() };
             let cost = node.op.cost(&site);
-            let launch =
-                node.op.cpu(&site).unwrap_or_else(|| naive_launch(Arc::clone(&node.op), &site));
+            let kernel = node.op.cpu(&site);
+            if kernel.is_some() {
+                for (output, input) in node.op.may_reuse() {
+                    let pair = self.reusable(node.outputs[output], node.inputs[input], &used);
+                    if let Some((output_root, input_root)) = pair {
+                        let number = lowered.len();
+                        candidates.push((
+                            (output, input),
+                            Reuse { node: number, output: output_root, input: input_root },
+                        ));
+                    }
+                }
+            }
+            let launch = kernel.unwrap_or_else(|| naive_launch(Arc::clone(&node.op), &site));
             let mut accesses = Vec::new();
             for (&var, write) in
                 node.inputs.iter().map(|v| (v, false)).chain(node.outputs.iter().map(|v| (v, true)))
@@ -192,7 +231,7 @@ impl Tape {
             let kernel = launch.kernel();
             let (label, op) = (self.label(index), node.op.name());
             let report = NodeReport { label, op, kernel, cost, chunks, outputs };
-            lowered.push(Lowered { node, launch, report });
+            lowered.push(Lowered { node, launch, report, reused: Vec::new() });
         }
         let mut written: Vec<usize> = work
             .iter()
@@ -208,6 +247,19 @@ impl Tape {
         let schedule = plan::schedule(&work);
         let last_stage = schedule.stages.len().saturating_sub(1);
 
+        // Outputs that take the memory of an input: its tensor stands for both.
+        let (pairs, candidates): (Vec<_>, Vec<Reuse>) = candidates.into_iter().unzip();
+        let taken = plan::reuse(&work, &schedule, &candidates);
+        let mut stands_for: HashMap<u32, u32> = HashMap::new();
+        for (pair, candidate) in pairs.into_iter().zip(&candidates) {
+            if taken.contains(candidate) {
+                let root = stands_for.get(&candidate.input).copied().unwrap_or(candidate.input);
+                stands_for.insert(candidate.output, root);
+                lowered[candidate.node].reused.push(pair);
+            }
+        }
+        let memory_of = |root: u32| stands_for.get(&root).copied().unwrap_or(root);
+
         // Memory: roots in the arena, then scratch of each node.
         let mut numbers: HashMap<u32, usize> = HashMap::new();
         let mut blocks: Vec<Block> = Vec::new();
@@ -221,6 +273,7 @@ impl Tape {
         for (this, span) in work.iter().zip(&schedule.spans) {
             for access in &this.accesses {
                 if let Place::Arena(root) = access.place {
+                    let root = memory_of(root);
                     let number = *numbers.entry(root).or_insert_with(|| {
                         let bytes = self.tensors[root as usize].tensor_type.bytes();
                         blocks.push(Block { bytes, alive: *span });
@@ -235,7 +288,7 @@ impl Tape {
             if tensor.is_output {
                 let var = Var { index: index as u32, tape: self.id };
                 if let (Place::Arena(root), _) = self.place_of(var, &constants)
-                    && let Some(&number) = numbers.get(&root)
+                    && let Some(&number) = numbers.get(&memory_of(root))
                 {
                     blocks[number].alive.1 = last_stage;
                 }
@@ -253,7 +306,8 @@ impl Tape {
             let TensorType { shape, dtype } = &self.tensor(var).tensor_type;
             let (region, offset) = match place {
                 Place::Arena(root) => {
-                    (ARENA, numbers.get(&root).map_or(0, |&number| offsets[number]) + start)
+                    let number = numbers.get(&memory_of(root));
+                    (ARENA, number.map_or(0, |&number| offsets[number]) + start)
                 }
                 Place::Region(region) => (region, start),
             };
@@ -261,8 +315,9 @@ impl Tape {
         };
         let mut nodes = Vec::new();
         let mut reports = Vec::new();
-        for (number, Lowered { node, launch, report }) in lowered.into_iter().enumerate() {
-            let updated: Vec<usize> = node.op.in_place().iter().map(|&(_, input)| input).collect();
+        for (number, Lowered { node, launch, report, reused }) in lowered.into_iter().enumerate() {
+            let pairs = node.op.in_place().into_iter().chain(reused);
+            let updated: Vec<usize> = pairs.map(|(_, input)| input).collect();
             let inputs = node
                 .inputs
                 .iter()

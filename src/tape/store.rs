@@ -5,7 +5,24 @@ use crate::device::cpu::Memory;
 use crate::device::{Control, Device};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element};
+use rayon::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes that one thread copies at a time: a huge page, which the thread that touches it first also
+/// clears.
+const COPIED: usize = 2 << 20;
+
+/// Copies `from` to `to`, which is as long.
+fn copy<T: Element>(to: &mut [T], from: &[T]) {
+    let part = COPIED / size_of::<T>();
+    match from.len() <= part {
+        true => to.copy_from_slice(from),
+        false => to
+            .par_chunks_mut(part)
+            .zip(from.par_chunks(part))
+            .for_each(|(to, from)| to.copy_from_slice(from)),
+    }
+}
 
 /// A persistent region of a [`Store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +114,7 @@ impl Store {
     pub fn upload<T: Element>(&mut self, name: &str, values: &[T]) -> Region {
         let region = self.allocate(name, T::DTYPE, values.len());
         let memory = &mut self.regions[region.index].memory;
-        memory.elements_mut(0, values.len()).copy_from_slice(values);
+        copy(memory.elements_mut(0, values.len()), values);
         region
     }
 
@@ -151,7 +168,23 @@ impl Store {
     pub fn write<T: Element>(&mut self, region: Region, offset: usize, values: &[T]) -> Result<()> {
         self.checked::<T>(region, offset, values.len())?;
         let memory = &mut self.regions[region.index].memory;
-        memory.elements_mut(offset * size_of::<T>(), values.len()).copy_from_slice(values);
+        copy(memory.elements_mut(offset * size_of::<T>(), values.len()), values);
+        self.note_written(&[region.index]);
+        Ok(())
+    }
+
+    /// Lets `write` set all elements of a region in place, on the host.
+    ///
+    /// # Errors
+    /// Another element type, or a region of another store.
+    pub fn write_with<T: Element>(
+        &mut self,
+        region: Region,
+        write: impl FnOnce(&mut [T]),
+    ) -> Result<()> {
+        self.checked::<T>(region, 0, 0)?;
+        let Allocation { memory, len, .. } = &mut self.regions[region.index];
+        write(memory.elements_mut(0, *len));
         self.note_written(&[region.index]);
         Ok(())
     }
@@ -205,5 +238,35 @@ impl Store {
 
     pub(super) fn parts(&mut self) -> (impl Iterator<Item = &mut Memory>, &Control) {
         (self.regions.iter_mut().map(|region| &mut region.memory), &self.control)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_hold_what_was_written() {
+        let device = Device::cpu(2).expect("a CPU");
+        let mut store = Store::new(&device);
+        let values: Vec<u32> = (0..(2 * COPIED / 4 + 77) as u32).collect();
+        let region = store.upload("values", &values);
+        let copy = store.allocate("copy", DType::U32, values.len());
+        store.derive(region, copy, |from, to| to.copy_from_slice(from));
+        store.refresh();
+        let read = |store: &Store, region| {
+            let mut read = vec![0u32; values.len()];
+            store.read(region, 0, &mut read).expect("the region is as long");
+            read
+        };
+        assert!(read(&store, region) == values && read(&store, copy) == values);
+        store
+            .write_with(region, |all: &mut [u32]| all.iter_mut().for_each(|x| *x += 1))
+            .expect("its type");
+        store.refresh();
+        assert!(read(&store, copy).iter().zip(&values).all(|(found, before)| *found == before + 1));
+        assert!(store.write_with(region, |_: &mut [f32]| ()).is_err());
+        let other = Store::new(&device).upload("other", &[0u32]);
+        assert!(store.write_with(other, |_: &mut [u32]| ()).is_err());
     }
 }

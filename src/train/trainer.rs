@@ -405,7 +405,7 @@ impl Trainer {
 
     fn record_step(&self, key: StepKey) -> Result<(Recording, StepResults)> {
         let mut tape = Tape::new(&self.store);
-        let (logits, labels, weights) =
+        let (logits, labels, parameters) =
             self.record_forward(&mut tape, &self.train, key.rows, Mode::Train)?;
         let loss = tape.scoped("loss", |tape| {
             ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
@@ -414,22 +414,27 @@ impl Trainer {
         let share = key.rows as f32 / key.total as f32;
         let shape = tape.tensor_type(loss.loss).shape.clone();
         let upstream = tape.fill(shape, share);
-        let gradients = tape.vector_jacobian(&[(loss.loss, upstream)], &weights)?;
-        for (info, gradient) in self.parameters.infos().iter().zip(gradients) {
-            let region = self.parameters.gradients();
-            if key.first {
-                tape.place(gradient, region, info.offset)?;
-            } else {
-                let name = format!("{}.gradient", info.name);
-                let sum = tape.persistent(&name, region, info.offset, &info.shape)?;
-                ops::accumulate(&mut tape, sum, gradient)?;
-            }
-        }
+        let gradients = tape.vector_jacobian(&[(loss.loss, upstream)], &parameters)?;
+        let (weights, region) = (self.parameters.weights(), self.parameters.gradients());
+        let guard = Some(loss.loss);
         let mut norm = None;
-        if key.last {
-            let (weights, gradients) = (self.parameters.weights(), self.parameters.gradients());
-            let recorded = self.optimizer.record(&mut tape, weights, gradients, Some(loss.loss))?;
+        if key.first && key.last {
+            let recorded =
+                self.optimizer.record_from(&mut tape, weights, region, &gradients, guard)?;
             norm = recorded.norm;
+        } else {
+            for (info, gradient) in self.parameters.infos().iter().zip(gradients) {
+                if key.first {
+                    tape.place(gradient, region, info.offset)?;
+                } else {
+                    let name = format!("{}.gradient", info.name);
+                    let sum = tape.persistent(&name, region, info.offset, &info.shape)?;
+                    ops::accumulate(&mut tape, sum, gradient)?;
+                }
+            }
+            if key.last {
+                norm = self.optimizer.record(&mut tape, weights, region, guard)?.norm;
+            }
         }
         if let Some(norm) = norm {
             tape.output(norm)?;

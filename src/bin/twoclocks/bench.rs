@@ -1,11 +1,13 @@
 //! `twoclocks bench`: time, rate, floor and ratio.
 
 mod passes;
+mod products;
 
 use crate::problem::Problem;
 use crate::{Common, output};
 use clap::{Args, ValueEnum};
 use passes::Pass;
+use products::Stored;
 use serde_json::json;
 use std::cell::LazyCell;
 use std::path::{Path, PathBuf};
@@ -48,6 +50,9 @@ pub struct BenchArgs {
     /// Precision of products: f32, bf16 or auto (bf16 where a step's net gains from it).
     #[arg(long, default_value = "auto")]
     precision: String,
+    /// What of `bench gemm` lies in memory: matrices in f32 (default) or bf16, or B packed.
+    #[arg(long, value_enum)]
+    operands: Option<Stored>,
     /// Seconds to measure each row for.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
@@ -80,6 +85,8 @@ struct Row {
     items: f64,
     batch: usize,
     precision: Precision,
+    /// What lay in memory before a product.
+    operands: Option<&'static str>,
     flops: f64,
     bytes: f64,
     seconds: Vec<f64>,
@@ -121,6 +128,9 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
     {
         let problem = "is for `bench gemm` and `bench step`: the other rows are f32";
         return Err(Error::config("--precision", problem));
+    }
+    if args.operands.is_some() && args.what != Some(What::Gemm) {
+        return Err(Error::config("--operands", "is for `bench gemm`"));
     }
     if !args.work.is_empty() && !matches!(args.what, None | Some(What::Step)) {
         return Err(Error::config("--work", "names a net of `bench step`"));
@@ -166,13 +176,19 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
             "784x512x128",
             "128x10x512",
         ];
+        let how = (precision.unwrap_or_default(), args.operands.unwrap_or(Stored::F32));
         for size in sizes(&defaults) {
-            print(product(&device, &size, precision.unwrap_or_default(), budget)?);
+            print(products::row(&cpu, &device, &size, how, budget)?);
         }
     }
     if wanted(What::Ce) {
         for size in sizes(&["128x10", "4096x65", "512x50257"]) {
-            print(cross_entropy(&cpu, &device, &size, budget)?);
+            let row = cross_entropy(&cpu, &device, &size, Gradient::Apart, budget)?;
+            let from_memory = row.bytes > CACHE_BYTES;
+            print(row);
+            if from_memory {
+                print(cross_entropy(&cpu, &device, &size, Gradient::OverLogits, budget)?);
+            }
         }
     }
     if wanted(What::Adamw) {
@@ -230,6 +246,7 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "device": "cpu",
             "isa": cpu.isa().name(),
             "precision": row.precision.to_string(),
+            "operands": row.operands,
             "threads": cpu.threads(),
             "batch": row.batch,
             "median_ms": median * 1e3,
@@ -241,6 +258,8 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
             "bytes": row.bytes,
             "floor_ms": floor * 1e3,
             "ratio_to_floor": median / floor,
+            "peak_flops_per_s": peak.flops_per_s,
+            "share_of_peak": row.flops / median / peak.flops_per_s,
             "update_bytes_per_s": update,
             "share_of_update": share,
             "peaks_together": peak.together,
@@ -273,8 +292,12 @@ fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
         }
         _ => String::new(),
     };
+    let from = match row.operands {
+        Some(operands) if operands != "f32" => format!(" from {operands}"),
+        _ => String::new(),
+    };
     output::say!(
-        "{:<24} {} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}{beside}",
+        "{:<24} {}{from} {:>10}  (5 % {}, 95 % {}, n {})  {}FLOP/s  {}B/s  {:.2} x the floor of {}{beside}",
         row.work,
         row.precision,
         output::seconds(median),
@@ -336,31 +359,22 @@ fn timed(mut recording: Recording, mut store: Store, budget: Duration) -> Result
     repeat(budget, || recording.replay(&mut store))
 }
 
-fn product(device: &Device, size: &str, precision: Precision, budget: Duration) -> Result<Row> {
-    let [m, n, k] = sizes(size, "MxNxK")?;
-    require(size, &[[m, k], [k, n], [m, n]])?;
-    let mut store = Store::new(device);
-    let (a, b) = (region(&mut store, m * k), region(&mut store, k * n));
-    let mut tape = Tape::new(&store);
-    let (a, b) = (tape.persistent("a", a, 0, [m, k])?, tape.persistent("b", b, 0, [k, n])?);
-    let c = ops::matmul_in(&mut tape, precision, a, b, false, false)?;
-    tape.output(c)?;
-    let recording = tape.compile(&store)?;
-    let cost = recording.cost();
-    Ok(Row {
-        work: format!("gemm_{m}x{n}x{k}"),
-        items: 1.0,
-        batch: m,
-        precision,
-        flops: cost.flops,
-        bytes: cost.bytes,
-        seconds: timed(recording, store, budget)?,
-        updates: Vec::new(),
-        start: None,
-    })
+/// Where the gradient goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Gradient {
+    /// To memory of its own: the logits stay as they are.
+    Apart,
+    /// Over the logits, which a node computed, as in a training step.
+    OverLogits,
 }
 
-fn cross_entropy(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row> {
+fn cross_entropy(
+    cpu: &Cpu,
+    device: &Device,
+    size: &str,
+    gradient: Gradient,
+    budget: Duration,
+) -> Result<Row> {
     let [rows, classes] = sizes(size, "ROWSxCLASSES")?;
     require(size, &[[rows, classes], [rows, classes]])?;
     let mut store = Store::new(device);
@@ -368,14 +382,25 @@ fn cross_entropy(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Re
     let labels: Vec<u32> = (0..rows).map(|row| (row * 7919 % classes) as u32).collect();
     let labels = store.upload("labels", &labels);
     let mut tape = Tape::new(&store);
-    let logits = tape.persistent("logits", logits, 0, [rows, classes])?;
+    let mut logits = tape.persistent("logits", logits, 0, [rows, classes])?;
     let labels = tape.persistent("labels", labels, 0, [rows])?;
+    if gradient == Gradient::OverLogits {
+        logits = ops::copy(&mut tape, logits)?;
+    }
     let loss = ops::softmax_cross_entropy(&mut tape, logits, labels, 0.0)?;
     tape.output(loss.loss)?;
     tape.output(loss.dlogits)?;
     tape.output(loss.statistics)?;
-    let recording = tape.compile(&store)?;
-    passes::timed(format!("ce_{rows}x{classes}"), rows, cpu, (recording, store), budget)
+    let recording = (tape.compile(&store)?, store);
+    match gradient {
+        Gradient::Apart => {
+            passes::timed(format!("ce_{rows}x{classes}"), rows, cpu, recording, budget)
+        }
+        Gradient::OverLogits => {
+            let work = format!("ce_{rows}x{classes}_in_place");
+            passes::timed_last(work, rows, cpu, recording, budget)
+        }
+    }
 }
 
 fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row> {
@@ -413,6 +438,7 @@ fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row
         items: parameters as f64,
         batch: 1,
         precision: Precision::F32,
+        operands: None,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
@@ -451,7 +477,7 @@ fn step(
     began: Instant,
 ) -> Result<Row> {
     const BATCH: usize = 128;
-    const BATCHES: usize = 16;
+    const BATCHES: usize = 8;
     let widths = widths(net)?;
     let problem = problem.map(|path| Problem::read(path, widths, BATCH)).transpose()?;
     let mut parameters = Parameters::new();
@@ -469,21 +495,26 @@ fn step(
     }
     let classes = widths[widths.len() - 1];
     let mut options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
-    let (mut batches, test) = (BATCHES, synthetic(BATCH, widths[0], classes, 2));
-    let train = match &problem {
-        Some(problem) => {
-            options.normalise = NormalisationKind::None;
-            batches = problem.batches;
-            problem.dataset(classes, options.seed)?
-        }
-        None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
-    };
+    let mut batches = BATCHES;
+    if let Some(problem) = &problem {
+        options.normalise = NormalisationKind::None;
+        batches = problem.batches;
+    }
     let Device::Cpu(cpu) = device else { return Err(Error::device(device.name(), "not yet")) };
     let shapes: Vec<[usize; 2]> = widths.windows(2).map(|pair| [pair[0], pair[1]]).collect();
-    options.precision =
-        precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision);
-    let precision = options.precision;
-    let data = Split { train, test };
+    // What is chosen is measured on one thread: another one makes the data meanwhile.
+    let (precision, data) = rayon::join(
+        || precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision),
+        || -> Result<Split> {
+            let train = match &problem {
+                Some(problem) => problem.dataset(classes, options.seed)?,
+                None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
+            };
+            Ok(Split { train, test: synthetic(BATCH, widths[0], classes, 2) })
+        },
+    );
+    let data = data?;
+    options.precision = precision;
     let mut trainer = Trainer::new(device, Box::new(Net(layers)), parameters, &data, options)?;
     if let Some(problem) = &problem {
         problem.start(&mut trainer)?;
@@ -516,6 +547,7 @@ fn step(
         items: BATCH as f64,
         batch: BATCH,
         precision,
+        operands: None,
         flops: cost.flops,
         bytes: cost.bytes,
         seconds,
@@ -559,6 +591,7 @@ fn dispatch(cpu: &Cpu, size: &str, budget: Duration) -> Result<Row> {
         items: nodes as f64,
         batch: nodes,
         precision: Precision::F32,
+        operands: None,
         flops: 0.0,
         bytes: 0.0,
         seconds,
@@ -576,10 +609,11 @@ mod tests {
         if Environment::available_memory().is_some() {
             let cpu = Arc::new(Cpu::new(1).unwrap_or_else(|e| panic!("{e}")));
             let device = Device::Cpu(Arc::clone(&cpu));
+            let how = (Precision::F32, Stored::F32);
             let (huge, budget) = (usize::MAX / 2, Duration::from_millis(1));
             for refused in [
-                product(&device, &format!("{huge}x1x1"), Precision::F32, budget),
-                cross_entropy(&cpu, &device, &format!("{huge}x{huge}"), budget),
+                products::row(&cpu, &device, &format!("{huge}x1x1"), how, budget),
+                cross_entropy(&cpu, &device, &format!("{huge}x{huge}"), Gradient::Apart, budget),
                 adamw(&cpu, &device, &format!("{huge}x1"), budget),
             ] {
                 let error = refused.err().expect("more than any memory").to_string();

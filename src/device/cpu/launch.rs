@@ -165,6 +165,12 @@ impl<'a> Chunk<'a> {
         unsafe { std::slice::from_raw_parts(self.start(span), span.len) }
     }
 
+    /// Whether input `i` lies in an output's memory: then only that output is offered, and it holds
+    /// the input's values until they are overwritten.
+    pub fn in_place(&self, i: usize) -> bool {
+        self.inputs[i].in_place
+    }
+
     /// This chunk's rows of input `i`, cut like an output: `len / rows` elements a row.
     pub fn input_rows<T: Element>(&self, i: usize) -> &'a [T] {
         let all = self.input(i);

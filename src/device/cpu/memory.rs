@@ -1,7 +1,7 @@
 //! Host memory for arenas and persistent regions: zeroed, aligned to a cache line.
 
 use crate::tensor::Element;
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// Alignment of every region and of every buffer in an arena, in bytes.
@@ -14,7 +14,10 @@ const HUGE_PAGE: usize = 2 << 20;
 
 /// An owned, zero-initialised, aligned block of bytes.
 pub struct Memory {
+    /// The first byte that is aligned.
     start: NonNull<u8>,
+    /// What was allocated, with room to align in.
+    whole: NonNull<u8>,
     layout: Layout,
     bytes: usize,
 }
@@ -25,25 +28,28 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// A block of that many zero bytes.
+    /// A block of that many zero bytes. Large ones are not written here: the system hands out
+    /// cleared pages, and clears each when it is touched first, on the thread that does.
     pub fn zeroed(bytes: usize) -> Memory {
         let large = bytes >= HUGE_PAGE;
         let alignment = if large { HUGE_PAGE } else { ALIGNMENT };
-        let size =
-            if large { bytes.checked_next_multiple_of(HUGE_PAGE) } else { Some(bytes.max(1)) };
+        // Asked for without alignment: an allocator that is asked for both writes the zeros.
+        let size = bytes
+            .checked_next_multiple_of(if large { HUGE_PAGE } else { 1 })
+            .and_then(|size| size.checked_add(alignment));
         let layout = size
-            .and_then(|size| Layout::from_size_align(size, alignment).ok())
+            .and_then(|size| Layout::from_size_align(size, 1).ok())
             .unwrap_or_else(|| panic!("{bytes} bytes are more than the address space holds"));
-        // SAFETY: the size is at least 1.
-        let start = unsafe { alloc(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        // SAFETY: the size is at least the alignment.
+        let whole = unsafe { alloc_zeroed(layout) };
+        let Some(whole) = NonNull::new(whole) else { handle_alloc_error(layout) };
+        let gap = whole.addr().get().wrapping_neg() % alignment;
+        // SAFETY: the gap is less than the alignment, by which the block is larger than asked for.
+        let start = unsafe { whole.add(gap) };
         if large {
-            ask_for_huge_pages(start, layout.size());
+            ask_for_huge_pages(start, layout.size() - alignment);
         }
-        // SAFETY: the block was just allocated with that size. It is written only now, because a page
-        // gets its size when it is touched first.
-        unsafe { start.write_bytes(0, layout.size()) };
-        Memory { start, layout, bytes }
+        Memory { start, whole, layout, bytes }
     }
 
     /// Size in bytes.
@@ -103,8 +109,8 @@ fn ask_for_huge_pages(_start: NonNull<u8>, _bytes: usize) {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc` with this layout and is freed once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: `whole` came from `alloc_zeroed` with this layout and is freed once.
+        unsafe { dealloc(self.whole.as_ptr(), self.layout) }
     }
 }
 
@@ -119,7 +125,8 @@ mod tests {
             for _ in 0..2 {
                 let mut memory = Memory::zeroed(bytes);
                 assert_eq!(memory.len(), bytes);
-                assert_eq!(memory.bytes().as_ptr() as usize % ALIGNMENT, 0);
+                let alignment = if bytes < HUGE_PAGE { ALIGNMENT } else { HUGE_PAGE };
+                assert_eq!(memory.bytes().as_ptr() as usize % alignment, 0);
                 assert!(memory.bytes().iter().all(|&byte| byte == 0));
                 memory.bytes_mut().fill(0xff);
             }

@@ -97,6 +97,9 @@ pub struct Program {
 /// the ticket of the replay, and a replay does not end before every unit is done.
 struct Inner {
     nodes: Vec<Bound>,
+    /// The nodes by the stages in which they begin. One after another they must run in this order:
+    /// tensors share memory by their lifetimes in stages.
+    order: Vec<usize>,
     sequences: Vec<Task>,
     units: Vec<Unit>,
     threads: usize,
@@ -314,6 +317,9 @@ impl Program {
             assert!(enough && scratch.dtype == DType::F32, "a node has too little scratch memory");
         }
         check(&nodes, stages);
+        let begins = |task: &&Task| task.phase == 0;
+        let order =
+            stages.iter().flatten().flatten().filter(begins).map(|task| task.node).collect();
         let (mut units, mut queues, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
         let mut counts = Vec::new();
         for stage in stages {
@@ -353,6 +359,7 @@ impl Program {
         }
         let inner = Inner {
             nodes,
+            order,
             sequences,
             units,
             threads,
@@ -511,7 +518,8 @@ impl Program {
                 }
             }
         };
-        for (index, node) in inner.nodes.iter().enumerate() {
+        for &index in &inner.order {
+            let node = &inner.nodes[index];
             let started = Instant::now();
             for (number, phase) in node.launch.phases.iter().enumerate() {
                 let task = Task { node: index, phase: number };
@@ -572,6 +580,9 @@ fn check(nodes: &[Bound], stages: &[Vec<Item>]) {
             assert!(!clash(&node.scratch), "scratch overlaps an output");
             let inputs = node.inputs.iter().filter(|input| !input.in_place);
             assert!(inputs.into_iter().all(|i| !clash(i)), "an output overlaps an input");
+            let updated = node.inputs.iter().filter(|input| input.in_place && clash(input));
+            let same = |i: &Span| Span { in_place: false, ..*i } == *output;
+            assert!(updated.into_iter().all(same), "an output lies across an input");
         }
         assert!(
             !node.inputs.iter().any(|i| i.overlaps(&node.scratch)),

@@ -81,28 +81,10 @@ impl Kernel for Part<'_> {
     fn run<S: Simd>(self, s: S) {
         match self.activation {
             Activation::None => part(s, self, #[inline(always)] |_, dy, _| dy),
-            Activation::Relu => part(
-                s,
-                self,
-                #[inline(always)]
-                |s, dy, y| s.select(s.gt(y, s.zero()), dy, s.zero()),
-            ),
-            Activation::Gelu => {
-                part(s, self, #[inline(always)] |s, dy, z| s.mul(dy, math::gelu_grad(s, z)));
-            }
-            // 1 - y^2 as a product does not cancel near 1.
-            Activation::Tanh => part(
-                s,
-                self,
-                #[inline(always)]
-                |s, dy, y| {
-                    let one = s.splat(1.0);
-                    s.mul(dy, s.mul(s.sub(one, y), s.add(one, y)))
-                },
-            ),
-            Activation::Silu => {
-                part(s, self, #[inline(always)] |s, dy, z| s.mul(dy, math::silu_grad(s, z)));
-            }
+            Activation::Relu => part(s, self, #[inline(always)] |s, dy, y| relu(s, dy, y)),
+            Activation::Gelu => part(s, self, #[inline(always)] |s, dy, z| gelu(s, dy, z)),
+            Activation::Tanh => part(s, self, #[inline(always)] |s, dy, y| tanh(s, dy, y)),
+            Activation::Silu => part(s, self, #[inline(always)] |s, dy, z| silu(s, dy, z)),
         }
     }
 }
@@ -133,6 +115,28 @@ fn part<S: Simd>(s: S, this: Part<'_>, f: impl Fn(S, S::F32, S::F32) -> S::F32) 
             s.store_slice(sums, total);
         }
     }
+}
+
+#[inline(always)]
+pub(in crate::ops) fn relu<S: Simd>(s: S, dy: S::F32, y: S::F32) -> S::F32 {
+    s.select(s.gt(y, s.zero()), dy, s.zero())
+}
+
+#[inline(always)]
+pub(in crate::ops) fn gelu<S: Simd>(s: S, dy: S::F32, z: S::F32) -> S::F32 {
+    s.mul(dy, math::gelu_grad(s, z))
+}
+
+/// `1 - y^2` as a product does not cancel near 1.
+#[inline(always)]
+pub(in crate::ops) fn tanh<S: Simd>(s: S, dy: S::F32, y: S::F32) -> S::F32 {
+    let one = s.splat(1.0);
+    s.mul(dy, s.mul(s.sub(one, y), s.add(one, y)))
+}
+
+#[inline(always)]
+pub(in crate::ops) fn silu<S: Simd>(s: S, dy: S::F32, z: S::F32) -> S::F32 {
+    s.mul(dy, math::silu_grad(s, z))
 }
 
 /// Adds up the partial sums of some columns, block after block.

@@ -11,13 +11,14 @@
 //! Gradients: both outputs are linear in `dy`, and that gradient is this operation again; the one of
 //! `saved` is that of [`mod@super::unary_gradient`], which does the same for one tensor without a sum.
 
-mod cpu;
+pub(super) mod cpu;
 mod naive;
 
 use super::unary_gradient::{Kind, UnaryGradient};
+use super::matmul::with_mask;
 use super::{
     Activation, Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, add,
-    broadcast_to,
+    broadcast_to, sum,
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
@@ -32,7 +33,8 @@ pub struct ActivationBackward {
 }
 
 /// Records `dz = dy act'` and `db`, the sum of `dz` over all axes but the last, and returns them in
-/// this order. `saved` is the argument of the activation where
+/// this order. Where `dy` is a product, `dz` is computed with it ([`mod@super::matmul`]), and `db` from
+/// `dz`. `saved` is the argument of the activation where
 /// [`Activation::needs_argument`], else its value.
 ///
 /// # Errors
@@ -44,8 +46,36 @@ pub fn activation_backward(
     saved: Var,
     activation: Activation,
 ) -> Result<(Var, Var)> {
+    if activation != Activation::None
+        && let Some(dz) = with_mask(tape, dy, saved, activation)?
+    {
+        let rows: Vec<usize> = (0..tape.tensor_type(dz).shape.rank() - 1).collect();
+        let db = sum(tape, dz, &rows, false)?;
+        return Ok((dz, db));
+    }
     let outputs = tape.push(Arc::new(ActivationBackward { activation }), &[dy, saved])?;
     Ok((outputs[0], outputs[1]))
+}
+
+/// Records the gradient of `saved`, where `upstream` is that of `dz`.
+///
+/// # Errors
+/// As [`activation_backward`].
+pub(super) fn of_saved(
+    rule: &mut Rule<'_>,
+    [dy, saved]: [Var; 2],
+    upstream: Var,
+    activation: Activation,
+) -> Result<Var> {
+    let op = ActivationBackward { activation };
+    // dz alone is `unary_gradient`, which knows its derivative.
+    let alone = UnaryGradient { kind: op.kind()? };
+    let (inputs, upstream) = ([saved, dy], [Some(upstream)]);
+    let (outputs, needs) = (&rule.outputs[..1], [true, false]);
+    let mut of_saved = Rule::new(&mut *rule.tape, op.name(), &inputs, outputs, &upstream, &needs);
+    alone.gradient(&mut of_saved)?;
+    let gradient = of_saved.finish()?[0];
+    gradient.ok_or_else(|| Error::gradient(op.name(), "no gradient of an activation's derivative"))
 }
 
 impl ActivationBackward {
@@ -101,17 +131,8 @@ impl Operation for ActivationBackward {
             rule.give(0, gradient)?;
         }
         if rule.needs(1) {
-            // dz alone is `unary_gradient`, which knows its derivative.
-            let alone = UnaryGradient { kind: self.kind()? };
-            let (inputs, upstream) = ([saved, dy], [Some(upstream)]);
-            let outputs = &rule.outputs[..1];
-            let needs = [true, false];
-            let mut of_saved =
-                Rule::new(&mut *rule.tape, self.name(), &inputs, outputs, &upstream, &needs);
-            alone.gradient(&mut of_saved)?;
-            if let Some(gradient) = of_saved.finish()?[0] {
-                rule.give(1, gradient)?;
-            }
+            let gradient = of_saved(rule, [dy, saved], upstream, self.activation)?;
+            rule.give(1, gradient)?;
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ pub(super) fn launch(
 
 /// Adds a bias, one value a column, to a block that an epilogue sees.
 pub(in crate::ops) fn add_bias(isa: Isa, bias: &[f32], block: Block) {
-    let around = Around { bias: Some(bias), second: std::ptr::null_mut() };
+    let around = Around { bias: Some(bias), saved: None, second: std::ptr::null_mut() };
     let activation = Activation::None;
     dispatch(isa, Finishing { around: &around, block, n: bias.len(), activation });
 }

@@ -95,7 +95,7 @@ impl Linear {
     /// Which inputs there are beside `x` and `W`.
     fn others(&self) -> Others {
         let packed = 2 + usize::from(self.bias);
-        Others { bias: self.bias.then_some(2), packed: self.packed.then_some(packed) }
+        Others { bias: self.bias.then_some(2), packed: self.packed.then_some(packed), saved: None }
     }
 }
 

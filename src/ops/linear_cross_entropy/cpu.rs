@@ -22,7 +22,7 @@ use crate::gemm::{Address, Block, Epilogue, Operands, Plan};
 use crate::ops::Site;
 use crate::ops::linear::cpu::add_bias;
 use crate::ops::reduce::cpu::columns;
-use crate::ops::softmax::rows::{NO_BASES, exp, read};
+use crate::ops::softmax::rows::{NO_BASES, Row, exp, read};
 use crate::ops::softmax_cross_entropy::cpu::{
     Group, PARTIALS, Problem, Sums, Target, nanoseconds, sum_below,
 };
@@ -523,7 +523,7 @@ impl Read<'_> {
             start = if own > start { own } else { start };
         }
         let mut bases = NO_BASES;
-        let reading = read(s, z, label, start, false, &mut [], &mut bases);
+        let reading = read(s, Row::Read(z), label, start, false, &mut bases);
         if reading.max > max && rest > 0.0 {
             rest *= exp(s, max - reading.max);
         }

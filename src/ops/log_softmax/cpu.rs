@@ -3,7 +3,7 @@
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, map1, math};
 use crate::device::cpu::{Launch, rows_per_chunk};
 use crate::ops::Site;
-use crate::ops::softmax::rows::{NO_BASES, first_largest, read};
+use crate::ops::softmax::rows::{NO_BASES, Row, first_largest, read};
 
 pub(super) fn launch(site: &Site<'_>) -> Launch {
     let (isa, shape) = (site.isa, &site.inputs[0].shape);
@@ -34,7 +34,7 @@ impl Kernel for LogSoftmax<'_> {
             // what is small beside it. A row that holds NaN has none, and its sum is NaN.
             let top = first_largest(s, x).unwrap_or(usize::MAX);
             let start = x.get(top).copied().unwrap_or(f32::NAN);
-            let row = read(s, x, top, start, false, &mut [], &mut bases);
+            let row = read(s, Row::Read(x), top, start, false, &mut bases);
             let max = s.splat(start);
             let log = math::log_1p(s, s.splat(row.sum));
             map1(

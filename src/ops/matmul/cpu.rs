@@ -2,9 +2,11 @@
 #![allow(unsafe_code)]
 
 use super::Products;
+use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Chunk, Launch, rows_per_chunk};
 use crate::gemm::{ALIGNMENT, Address, Block, Epilogue, Operands, Plan, Spec};
-use crate::ops::Site;
+use crate::ops::activation_backward::cpu::{gelu, relu, silu, tanh};
+use crate::ops::{Activation, Site};
 use crate::tensor::DType;
 use half::bf16;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ pub(in crate::ops) type Finish = Arc<dyn Fn(&Around<'_>, Block) + Send + Sync>;
 pub(in crate::ops) struct Around<'a> {
     /// One value for each column of C.
     pub bias: Option<&'a [f32]>,
+    /// As long as C: what the derivative of an activation is taken of.
+    pub saved: Option<&'a [f32]>,
     /// Output 1, as long as C; null if nobody reads it or if it is C.
     pub second: *mut f32,
 }
@@ -36,6 +40,8 @@ pub(in crate::ops) struct Others {
     pub bias: Option<usize>,
     /// B, packed for this product, to be read instead of B.
     pub packed: Option<usize>,
+    /// As long as C: what the derivative of an activation is taken of.
+    pub saved: Option<usize>,
 }
 
 /// The launch of `products`; C is output `c`.
@@ -76,7 +82,7 @@ pub(in crate::ops) fn launch(
             let partials = chunk.partials().as_mut_ptr();
             for batch in chunk.row_range() {
                 let operands = job.operands(chunk, batch, partials);
-                job.finishing(chunk, |hook| {
+                job.finishing(chunk, batch, |hook| {
                     // SAFETY: `operands` says why the addresses hold. C of each batch and the
                     // partial results belong to this chunk alone; all phases run here, in order.
                     unsafe { job.plan.run(&operands, hook) }
@@ -99,16 +105,72 @@ pub(in crate::ops) fn launch(
     launch = launch.tiles(batches * tiles, move |chunk| {
         let (part, operands) = tile.part(chunk, tiles);
         // SAFETY: as for the first phase.
-        tile.finishing(chunk, |hook| unsafe { tile.plan.tile(part, &operands, hook) });
+        tile.finishing(chunk, chunk.index() / tiles, |hook| unsafe { tile.plan.tile(part, &operands, hook) });
     });
     if reduces > 0 {
         launch = launch.tiles(batches * reduces, move |chunk| {
             let (part, operands) = reduce.part(chunk, reduces);
             // SAFETY: as for the first phase.
-            reduce.finishing(chunk, |hook| unsafe { reduce.plan.reduce(part, &operands, hook) });
+            reduce.finishing(chunk, chunk.index() / reduces, |hook| unsafe { reduce.plan.reduce(part, &operands, hook) });
         });
     }
     launch
+}
+
+/// What is done to each finished block of a product that ends with a mask.
+pub(super) fn masking(site: &Site<'_>, mask: Activation) -> Option<Finish> {
+    let isa = site.isa;
+    (mask != Activation::None).then(|| -> Finish {
+        Arc::new(move |around, block| dispatch(isa, Masking { around, block, mask }))
+    })
+}
+
+/// `c = c act'(saved)` for one block of C.
+struct Masking<'a> {
+    around: &'a Around<'a>,
+    block: Block,
+    mask: Activation,
+}
+
+impl Kernel for Masking<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.mask {
+            Activation::None => {}
+            Activation::Relu => mask(s, self, #[inline(always)] |s, c, y| relu(s, c, y)),
+            Activation::Gelu => mask(s, self, #[inline(always)] |s, c, z| gelu(s, c, z)),
+            Activation::Tanh => mask(s, self, #[inline(always)] |s, c, y| tanh(s, c, y)),
+            Activation::Silu => mask(s, self, #[inline(always)] |s, c, z| silu(s, c, z)),
+        }
+    }
+}
+
+#[inline(always)]
+fn mask<S: Simd>(s: S, this: Masking<'_>, f: impl Fn(S, S::F32, S::F32) -> S::F32) {
+    let Masking { around, block, .. } = this;
+    // C is dense: `Job::operands` gives its columns as the distance of its rows.
+    let saved = around.saved.expect("a product with a mask has what it is taken of");
+    let first = block.row * block.ldc + block.col;
+    let end = (block.rows - 1) * block.ldc + block.cols;
+    let saved = saved[first..first + end].as_ptr();
+    for i in 0..block.rows {
+        for j in (0..block.cols).step_by(S::LANES) {
+            let (at, width) = (i * block.ldc + j, S::LANES.min(block.cols - j));
+            // SAFETY: the plan calls this as its epilogue: the block is ours to read and write,
+            // i < rows and j + width <= cols; the slice above has as many elements.
+            unsafe {
+                let (c, saved) = (block.c.add(at), saved.add(at));
+                if width == S::LANES {
+                    s.store(c, f(s, s.load(c), s.load(saved)));
+                } else {
+                    let value = s.load_partial(c, width, 0.0);
+                    s.store_partial(c, width, f(s, value, s.load_partial(saved, width, 0.0)));
+                }
+            }
+        }
+    }
 }
 
 /// A plan with what its chunks need to know.
@@ -123,8 +185,8 @@ struct Job {
 }
 
 impl Job {
-    /// Calls `run` with the epilogue of this node.
-    fn finishing(&self, chunk: &Chunk<'_>, run: impl FnOnce(Epilogue<'_>)) {
+    /// Calls `run` with the epilogue of this node for product `batch`.
+    fn finishing(&self, chunk: &Chunk<'_>, batch: usize, run: impl FnOnce(Epilogue<'_>)) {
         let Some(finish) = &self.finish else { return run(None) };
         let second = if self.has_second {
             assert_eq!(chunk.output_len(1), chunk.output_len(0), "outputs are alike");
@@ -132,7 +194,9 @@ impl Job {
         } else {
             std::ptr::null_mut()
         };
-        let around = Around { bias: self.others.bias.map(|i| chunk.input(i)), second };
+        let one = self.plan.spec().m * self.plan.spec().n;
+        let saved = self.others.saved.map(|i| &chunk.input(i)[batch * one..][..one]);
+        let around = Around { bias: self.others.bias.map(|i| chunk.input(i)), saved, second };
         run(Some(&|block| finish(&around, block)));
     }
 

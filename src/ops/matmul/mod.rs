@@ -10,22 +10,28 @@
 //! instruction set alone; at most about `k eps |A| |B|` (Higham, Accuracy and Stability of
 //! Numerical Algorithms, section 3.5).
 //!
+//! A product may end with a mask, `C = op(A) op(B) act'(saved)`: what comes back through a product and
+//! the activation before it, as [`mod@super::activation_backward`] has it of a product of its own.
+//! `saved` is as large as `C`.
+//!
 //! A single product is cut into the phases of [`crate::gemm::Plan`]. Of many small ones each is
 //! done by one thread. The gradients are products again: `dA = dC op(B)^T`, `dB = op(A)^T dC`.
 
 pub(super) mod cpu;
 pub(super) mod naive;
 
+use super::linear::{Activation, derivative};
 use super::{
-    Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one, reshape,
-    transpose,
+    Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, activation_backward,
+    push_one, reshape, transpose,
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
 use crate::error::{Error, Result};
 use crate::gemm::{Precision, Spec, Transpose};
 use cpu::Others;
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
+use std::any::Any;
 
 /// The operation `matmul`.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +41,8 @@ pub struct Matmul {
     precision: Precision,
     /// Whether there is a third input: the second one, packed for this product.
     packed: bool,
+    /// Unless there is none, the last input is what the derivative of this activation is taken of.
+    mask: Activation,
 }
 
 /// Records `op(a) op(b)`: `a` is \[.., m, k\] (\[.., k, m\] with `transpose_a`), `b` is \[.., k, n\]
@@ -65,7 +73,8 @@ pub fn matmul_in(
     transpose_a: bool,
     transpose_b: bool,
 ) -> Result<Var> {
-    let op = |transpose_a| Matmul { transpose_a, transpose_b, precision, packed: false };
+    let plain = Matmul { transpose_a: false, transpose_b, precision, packed: false, mask: Activation::None };
+    let op = |transpose_a| Matmul { transpose_a, ..plain };
     let (rank_a, rank_b) = (tape.tensor_type(a).shape.rank(), tape.tensor_type(b).shape.rank());
     if transpose_a && rank_a > 2 && rank_b == 2 {
         // Rows of all batches can be folded only where they follow one another.
@@ -88,8 +97,37 @@ pub(super) fn matmul_packed(
     b: Var,
     packed: Var,
 ) -> Result<Var> {
-    let op = Matmul { transpose_a: false, transpose_b: true, precision, packed: true };
+    let mask = Activation::None;
+    let op = Matmul { transpose_a: false, transpose_b: true, precision, packed: true, mask };
     push_one(tape, op, &[a, b, packed])
+}
+
+/// Whether `op` is `a^T b` of two matrices, as gradients of weights are, and how it is computed.
+pub(crate) fn is_transposed_product(op: &dyn Operation, inputs: &[TensorType]) -> Option<Precision> {
+    let op: &dyn Any = op;
+    let &Matmul { transpose_a, transpose_b, precision, packed, mask } = op.downcast_ref()?;
+    let matrices = inputs.iter().all(|input| input.shape.rank() == 2);
+    let plain = !packed && mask == Activation::None;
+    (transpose_a && !transpose_b && plain && matrices).then_some(precision)
+}
+
+/// Records `dy act'(saved)` with the product that `dy` is, if it is one.
+///
+/// # Errors
+/// The shapes differ.
+pub(super) fn with_mask(
+    tape: &mut dyn Recorder,
+    dy: Var,
+    saved: Var,
+    mask: Activation,
+) -> Result<Option<Var>> {
+    let Some((op, mut inputs)) = tape.computed_by(dy) else { return Ok(None) };
+    let op: &dyn Any = &*op;
+    let Some(&op) = op.downcast_ref::<Matmul>().filter(|op| op.mask == Activation::None) else {
+        return Ok(None);
+    };
+    inputs.push(saved);
+    push_one(tape, Matmul { mask, ..op }, &inputs).map(Some)
 }
 
 /// As many products as `batches`, each of `spec`, of matrices that lie one after another.
@@ -111,6 +149,16 @@ fn matrix(shape: &Shape) -> (usize, usize) {
 }
 
 impl Matmul {
+    /// Which inputs there are beside A and B.
+    fn others(&self) -> Others {
+        let saved = 2 + usize::from(self.packed);
+        Others {
+            bias: None,
+            packed: self.packed.then_some(2),
+            saved: (self.mask != Activation::None).then_some(saved),
+        }
+    }
+
     fn products(&self, a: &Shape, b: &Shape) -> Result<Products> {
         let wrong = |what: &str| {
             let of = |transposed| if transposed { " transposed" } else { "" };
@@ -159,31 +207,55 @@ impl Operation for Matmul {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let operands = if self.packed { &inputs[..inputs.len().min(2)] } else { inputs };
-        super::expect_f32(self.name(), operands, 2)?;
+        let others = self.others();
+        let count = inputs.len().min(2);
+        super::expect_f32(self.name(), &inputs[..count], 2)?;
+        if inputs.len() != 2 + usize::from(self.packed) + usize::from(others.saved.is_some()) {
+            let problem = format!("{self:?} does not take {} inputs", inputs.len());
+            return Err(Error::operation(self.name(), problem));
+        }
         let (a, b) = (&inputs[0].shape, &inputs[1].shape);
         let Spec { n, .. } = self.products(a, b)?.spec;
         let m = if self.transpose_a { matrix(a).1 } else { matrix(a).0 };
         let mut extents = leading(a).to_vec();
         extents.extend([m, n]);
-        Ok(vec![TensorType::f32(extents)])
+        let c = TensorType::f32(extents);
+        if let Some(saved) = others.saved.map(|saved| &inputs[saved])
+            && *saved != c
+        {
+            let problem = format!("takes the derivative of an activation of {saved} for {c}");
+            return Err(Error::operation(self.name(), problem));
+        }
+        Ok(vec![c])
     }
 
     fn naive(&self, inputs: &[Values], outputs: &mut [Values], _control: &Control) {
         let products = self.known(&inputs[0].tensor_type.shape, &inputs[1].tensor_type.shape);
         naive::matmul(&products, &inputs[0].data, &inputs[1].data, &mut outputs[0].data);
+        if let Some(saved) = self.others().saved {
+            for (c, &saved) in outputs[0].data.iter_mut().zip(&inputs[saved].data) {
+                *c *= derivative(self.mask, saved);
+            }
+        }
     }
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         let products = self.known(&site.inputs[0].shape, &site.inputs[1].shape);
-        let others = Others { bias: None, packed: self.packed.then_some(2) };
-        Some(cpu::launch(site, products, 0, others, None))
+        Some(cpu::launch(site, products, 0, self.others(), cpu::masking(site, self.mask)))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {
-        let dc = rule.only_upstream()?;
+        let mut dc = rule.only_upstream()?;
         let (a, b) = (rule.inputs[0], rule.inputs[1]);
         let Matmul { transpose_a, transpose_b, precision, .. } = *self;
+        if let Some(saved) = self.others().saved {
+            if rule.needs(saved) {
+                let c = matmul_in(rule.tape, precision, a, b, transpose_a, transpose_b)?;
+                let gradient = super::activation_backward::of_saved(rule, [c, rule.inputs[saved]], dc, self.mask)?;
+                rule.give(saved, gradient)?;
+            }
+            dc = activation_backward(rule.tape, dc, rule.inputs[saved], self.mask)?.0;
+        }
         if rule.needs(0) {
             let da = match transpose_a {
                 false => matmul_in(rule.tape, precision, dc, b, false, !transpose_b)?,
@@ -208,7 +280,8 @@ impl Operation for Matmul {
     fn cost(&self, site: &Site<'_>) -> Cost {
         let Products { batches, spec } =
             self.known(&site.inputs[0].shape, &site.inputs[1].shape);
-        let flops = batches as f64 * spec.flops() as f64;
+        let masked = self.others().saved.map_or(0, |saved| site.inputs[saved].elements());
+        let flops = batches as f64 * spec.flops() as f64 + masked as f64;
         if self.packed {
             return without(1, flops, site);
         }
@@ -255,7 +328,8 @@ fn case(
     };
     let a = with(leading, transpose_a, m, k);
     let b = with(if shared { &[] } else { leading }, transpose_b, k, n);
-    let op = Matmul { transpose_a, transpose_b, precision: Precision::F32, packed: false };
+    let mask = Activation::None;
+    let op = Matmul { transpose_a, transpose_b, precision: Precision::F32, packed: false, mask };
     Case::new(name, op, tolerance).input(&a, fill).input(&b, fill)
 }
 
@@ -267,11 +341,33 @@ fn case_bf16([m, n, k]: [usize; 3], (transpose_a, transpose_b): (bool, bool), fi
         Fill::Integers => Tolerance::Exact,
         _ => Tolerance::Accumulation(k),
     };
-    let op = Matmul { transpose_a, transpose_b, precision: Precision::Bf16, packed: false };
+    let mask = Activation::None;
+    let op = Matmul { transpose_a, transpose_b, precision: Precision::Bf16, packed: false, mask };
     let shape = |transposed, rows, columns| if transposed { [columns, rows] } else { [rows, columns] };
     let a = shape(transpose_a, m, k);
     let b = shape(transpose_b, k, n);
     Case::new(name, op, tolerance).input(&a, fill).input(&b, fill).without_gradient()
+}
+
+/// A case with a mask.
+fn case_masked(size: [usize; 3], storage: (bool, bool), leading: &[usize], mask: Activation) -> Case {
+    let plain = case(size, storage, leading, false, Fill::Uniform(-1.0, 1.0));
+    let op = Matmul {
+        transpose_a: storage.0,
+        transpose_b: storage.1,
+        precision: Precision::F32,
+        packed: false,
+        mask,
+    };
+    let [m, n, k] = size;
+    let mut masked = Case::new(format!("{}_{mask}", plain.name), op, Tolerance::Accumulation(k.max(1)));
+    masked.inputs = plain.inputs;
+    let shape = [leading, &[m, n]].concat();
+    match mask {
+        // Differences could meet the kink.
+        Activation::Relu => masked.fixed(&shape, DType::F32, Fill::Uniform(-1.0, 1.0)),
+        _ => masked.input(&shape, Fill::Uniform(-1.0, 1.0)),
+    }
 }
 
 const STORAGES: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
@@ -306,6 +402,23 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
         }
         // Batches of several tiles each.
         cases.push(case([97, 127, 96], storage, &[3], false, uniform));
+    }
+    for mask in [Activation::Relu, Activation::Gelu, Activation::Tanh, Activation::Silu] {
+        for (size, leading) in [
+            ([3, 5, 1], &[][..]),
+            ([0, 3, 2], &[]),
+            ([3, 2, 0], &[]),
+            ([31, 65, 17], &[]),
+            ([129, 131, 64], &[]),
+            ([9, 17, 6], &[2, 5]),
+            ([16, 16, 23], &[17]),
+        ] {
+            cases.push(case_masked(size, (false, true), leading, mask));
+        }
+        cases.push(case_masked([33, 14, 21], (true, false), &[], mask));
+        // A split K.
+        let split = case_masked([10, 17, 4099], (false, true), &[], mask);
+        cases.push(split.without_gradient());
     }
     for storage in [(false, false), (false, true)] {
         cases.push(case([7, 10, 5], storage, &[2, 3], true, Fill::Integers));

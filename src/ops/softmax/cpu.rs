@@ -1,6 +1,6 @@
 //! `softmax` on the CPU: each row is read once.
 
-use super::rows::{BUFFER, NO_BASES, padded, read, scale};
+use super::rows::{BUFFER, NO_BASES, Row, padded, read, scale};
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Launch, rows_per_chunk};
 use crate::ops::Site;
@@ -35,7 +35,8 @@ impl Kernel for Softmax<'_> {
             // The row and what follows, which later rows overwrite.
             let y = &mut y[r * columns..];
             let kept = if buffered { &mut buffer[..] } else { &mut y[..columns] };
-            let row = read(s, x, usize::MAX, f32::NEG_INFINITY, false, kept, &mut bases);
+            let x = Row::Keep(x, kept);
+            let row = read(s, x, usize::MAX, f32::NEG_INFINITY, false, &mut bases);
             let kept = buffered.then_some(&buffer[..]);
             let bases = (!buffered).then_some((&bases, row.max));
             scale(

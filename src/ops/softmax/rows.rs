@@ -24,6 +24,47 @@ pub(crate) type Bases = [f32; BLOCKS];
 /// Bases before a row is read.
 pub(crate) const NO_BASES: Bases = [0.0; BLOCKS];
 
+/// A row to [`read`], and where its exponentials go.
+pub(crate) enum Row<'a> {
+    /// They are not kept.
+    Read(&'a [f32]),
+    /// To memory that has at least the row's length. What it has past the row's end, up to a whole
+    /// vector, is overwritten.
+    Keep(&'a [f32], &'a mut [f32]),
+    /// Over the row's elements.
+    Replace(&'a mut [f32]),
+}
+
+impl<'a> Row<'a> {
+    /// The row, until it is read.
+    #[inline(always)]
+    pub(crate) fn values(&self) -> &[f32] {
+        match self {
+            Row::Read(x) | Row::Keep(x, _) => x,
+            Row::Replace(x) => x,
+        }
+    }
+
+    /// The row as it still is when it was read, if it is.
+    #[inline(always)]
+    pub(crate) fn lasting(&self) -> Option<&'a [f32]> {
+        match self {
+            Row::Read(x) | Row::Keep(x, _) => Some(x),
+            Row::Replace(_) => None,
+        }
+    }
+
+    /// Elements `from..to`.
+    #[inline(always)]
+    fn block(&mut self, from: usize, to: usize) -> Row<'_> {
+        match self {
+            Row::Read(x) => Row::Read(&x[from..to]),
+            Row::Keep(x, kept) => Row::Keep(&x[from..to], &mut kept[from..]),
+            Row::Replace(x) => Row::Replace(&mut x[from..to]),
+        }
+    }
+}
+
 /// What [`read`] finds in a row.
 #[derive(Clone, Copy)]
 pub(crate) struct Reading {
@@ -33,6 +74,8 @@ pub(crate) struct Reading {
     pub(crate) sum: f32,
     /// The largest value of the elements but `skip`.
     pub(crate) other: f32,
+    /// The largest value of the elements before `skip`.
+    pub(crate) before: f32,
     /// Sum of the squares of all elements, if asked for.
     pub(crate) squares: f64,
 }
@@ -52,31 +95,39 @@ pub(crate) fn padded<S: Simd>(columns: usize) -> usize {
 /// Reads a row once. `start` is a value that the maximum is not below (negative infinity if none is
 /// known); element `skip` (past the end for none) counts neither for `sum` nor for `other`.
 ///
-/// `exponentials` is empty, and then they are not kept; or it has at least the row's length, and
-/// gets `exp(x - base of the block)` for every element, `skip` too. What it has past the row's end,
-/// up to a whole vector, is overwritten.
+/// Kept is `exp(x - base of the block)` of every element, `skip` too.
 #[inline(always)]
 pub(crate) fn read<S: Simd>(
     s: S,
-    x: &[f32],
+    mut x: Row<'_>,
     skip: usize,
     start: f32,
     squares: bool,
-    exponentials: &mut [f32],
     bases: &mut Bases,
 ) -> Reading {
-    let size = block_elements::<S>(x.len());
-    let mut row = Reading { max: start, sum: 0.0, other: f32::NEG_INFINITY, squares: 0.0 };
+    let columns = x.values().len();
+    let size = block_elements::<S>(columns);
+    let lowest = f32::NEG_INFINITY;
+    let mut row = Reading { max: start, sum: 0.0, other: lowest, before: lowest, squares: 0.0 };
     for (number, base) in bases.iter_mut().enumerate() {
         let at = number * size;
-        if at >= x.len() {
+        if at >= columns {
             break;
         }
-        let block = &x[at..(at + size).min(x.len())];
-        let kept = if exponentials.is_empty() { &mut [] } else { &mut exponentials[at..] };
+        let part = x.block(at, (at + size).min(columns));
+        let block = part.values();
+        let past = skip < at;
         let skip = skip.wrapping_sub(at);
         let skips = skip < block.len();
-        let top = if skips { max_but(s, block, skip) } else { max_all(s, block) };
+        let top = if skips {
+            let (before, after) = (max_all(s, &block[..skip]), max_all(s, &block[skip + 1..]));
+            row.before = if before > row.before { before } else { row.before };
+            if after > before { after } else { before }
+        } else {
+            let top = max_all(s, block);
+            row.before = if !past && top > row.before { top } else { row.before };
+            top
+        };
         row.other = if top > row.other { top } else { row.other };
         if squares {
             row.squares += f64::from(dot(s, block, block));
@@ -90,9 +141,9 @@ pub(crate) fn read<S: Simd>(
         // Of a row that begins with negative infinities, these are zeros relative to any number.
         *base = if row.max == f32::NEG_INFINITY { 0.0 } else { row.max };
         row.sum += if skips {
-            exponentials_of::<S, true>(s, block, *base, skip, kept)
+            exponentials_of::<S, true>(s, part, *base, skip)
         } else {
-            exponentials_of::<S, false>(s, block, *base, skip, kept)
+            exponentials_of::<S, false>(s, part, *base, skip)
         };
     }
     row
@@ -156,46 +207,69 @@ pub(crate) fn scale<S: Simd>(
 #[inline(always)]
 fn exponentials_of<S: Simd, const SKIP: bool>(
     s: S,
-    x: &[f32],
+    x: Row<'_>,
     base: f32,
     skip: usize,
-    kept: &mut [f32],
 ) -> f32 {
     let base = s.splat(base);
     // Several sums, because the error of one grows with its number of terms.
     let mut sums = [s.zero(); CHAINS];
-    let whole = x.len() / (CHAINS * S::LANES) * (CHAINS * S::LANES);
-    let groups = x[..whole].chunks_exact(CHAINS * S::LANES).enumerate();
-    if kept.is_empty() {
-        for (group, x) in groups {
-            for (chain, sum) in sums.iter_mut().enumerate() {
-                let i = chain * S::LANES;
-                let x = &x[i..i + S::LANES];
-                let e = exponential(s, x, base);
-                *sum = s.add(*sum, without::<S, SKIP>(s, e, skip, group * CHAINS * S::LANES + i));
+    let group = CHAINS * S::LANES;
+    let whole = x.values().len() / group * group;
+    // Slices of one length, so that the loops need no checks.
+    match x {
+        Row::Read(x) => {
+            for (number, x) in x[..whole].chunks_exact(group).enumerate() {
+                for (chain, sum) in sums.iter_mut().enumerate() {
+                    let i = chain * S::LANES;
+                    let e = exponential(s, &x[i..i + S::LANES], base);
+                    *sum = s.add(*sum, without::<S, SKIP>(s, e, skip, number * group + i));
+                }
+            }
+            let mut i = whole;
+            while i < x.len() {
+                let e = exponential(s, &x[i..], base);
+                sums[0] = s.add(sums[0], without::<S, SKIP>(s, e, skip, i));
+                i += S::LANES;
             }
         }
-    } else {
-        // Slices of one length, so that the loop needs no checks.
-        let kept = kept[..whole].chunks_exact_mut(CHAINS * S::LANES);
-        for ((group, x), kept) in groups.zip(kept) {
-            for (chain, sum) in sums.iter_mut().enumerate() {
-                let i = chain * S::LANES;
-                let (x, kept) = (&x[i..i + S::LANES], &mut kept[i..i + S::LANES]);
-                let e = exponential(s, x, base);
-                s.store_slice(kept, e);
-                *sum = s.add(*sum, without::<S, SKIP>(s, e, skip, group * CHAINS * S::LANES + i));
+        Row::Keep(x, kept) => {
+            let pairs = x[..whole].chunks_exact(group).zip(kept[..whole].chunks_exact_mut(group));
+            for (number, (x, kept)) in pairs.enumerate() {
+                for (chain, sum) in sums.iter_mut().enumerate() {
+                    let i = chain * S::LANES;
+                    let (x, kept) = (&x[i..i + S::LANES], &mut kept[i..i + S::LANES]);
+                    let e = exponential(s, x, base);
+                    s.store_slice(kept, e);
+                    *sum = s.add(*sum, without::<S, SKIP>(s, e, skip, number * group + i));
+                }
+            }
+            let mut i = whole;
+            while i < x.len() {
+                let e = exponential(s, &x[i..], base);
+                s.store_slice(&mut kept[i..], e);
+                sums[0] = s.add(sums[0], without::<S, SKIP>(s, e, skip, i));
+                i += S::LANES;
             }
         }
-    }
-    let mut i = whole;
-    while i < x.len() {
-        let e = exponential(s, &x[i..], base);
-        if !kept.is_empty() {
-            s.store_slice(&mut kept[i..], e);
+        Row::Replace(x) => {
+            for (number, x) in x[..whole].chunks_exact_mut(group).enumerate() {
+                for (chain, sum) in sums.iter_mut().enumerate() {
+                    let i = chain * S::LANES;
+                    let x = &mut x[i..i + S::LANES];
+                    let e = exponential(s, x, base);
+                    s.store_slice(x, e);
+                    *sum = s.add(*sum, without::<S, SKIP>(s, e, skip, number * group + i));
+                }
+            }
+            let mut i = whole;
+            while i < x.len() {
+                let e = exponential(s, &x[i..], base);
+                s.store_slice(&mut x[i..], e);
+                sums[0] = s.add(sums[0], without::<S, SKIP>(s, e, skip, i));
+                i += S::LANES;
+            }
         }
-        sums[0] = s.add(sums[0], without::<S, SKIP>(s, e, skip, i));
-        i += S::LANES;
     }
     s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
 }
@@ -204,7 +278,7 @@ fn exponentials_of<S: Simd, const SKIP: bool>(
 #[inline(always)]
 fn exponential<S: Simd>(s: S, x: &[f32], base: S::F32) -> S::F32 {
     s.prefetch(x.as_ptr().wrapping_add(BLOCK));
-    math::exp(s, s.sub(s.load_slice_or(x, f32::NEG_INFINITY), base))
+    math::exp_nonpositive(s, s.sub(s.load_slice_or(x, f32::NEG_INFINITY), base))
 }
 
 /// `e` as the vector that begins at element `i`, without element `skip` if `SKIP`.
@@ -213,7 +287,7 @@ fn without<S: Simd, const SKIP: bool>(s: S, e: S::F32, skip: usize, i: usize) ->
     if SKIP { s.select(lane(s, skip, i), s.zero(), e) } else { e }
 }
 
-/// The largest value that is not NaN.
+/// The largest value that is not NaN; negative infinity if there is none.
 #[inline(always)]
 fn max_all<S: Simd>(s: S, x: &[f32]) -> f32 {
     let acc = fold1(
@@ -224,20 +298,6 @@ fn max_all<S: Simd>(s: S, x: &[f32]) -> f32 {
         |s, acc, v| s.max(v, acc),
         S::max,
     );
-    s.reduce_max(acc)
-}
-
-/// The largest value that is not NaN, without element `skip`.
-#[inline(always)]
-fn max_but<S: Simd>(s: S, x: &[f32], skip: usize) -> f32 {
-    let lowest = s.splat(f32::NEG_INFINITY);
-    let mut acc = lowest;
-    let mut i = 0;
-    while i < x.len() {
-        let v = s.load_slice_or(&x[i..], f32::NEG_INFINITY);
-        acc = s.max(s.select(lane(s, skip, i), lowest, v), acc);
-        i += S::LANES;
-    }
     s.reduce_max(acc)
 }
 

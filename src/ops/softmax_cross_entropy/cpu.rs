@@ -3,16 +3,18 @@
 //! Rows go in groups of up to one vector's lanes: the exponentials of each row are computed along
 //! the classes, then the ends of the rows (logarithm, quotients) of all rows of the group at once,
 //! one row a lane, then the gradient is written. A group's exponentials stay in a stack buffer; those
-//! of rows too long for it are kept where the gradient goes. Rows of few classes are transposed
-//! instead: see `narrow.rs`.
+//! of rows too long for it are kept where the gradient goes, be that over the logits or not. Rows of
+//! few classes are transposed instead: see `narrow.rs`.
 
 mod narrow;
 
 use super::Targets;
-use crate::device::cpu::simd::{Kernel, Simd, dispatch, dot, fold_many, math, sum};
+use crate::device::cpu::simd::{Kernel, Simd, dispatch, dot, fold_many, math, max, sum};
 use crate::device::cpu::{Chunk, Isa, Launch, rows_per_chunk};
 use crate::ops::Site;
-use crate::ops::softmax::rows::{BUFFER, Bases, NO_BASES, first_largest, padded, read, scale};
+use crate::ops::softmax::rows::{
+    BUFFER, Bases, NO_BASES, Row, first_largest, padded, read, scale,
+};
 
 /// Most lanes of any instruction set.
 pub(in crate::ops) const LANES: usize = 16;
@@ -48,7 +50,8 @@ pub(super) fn launch(site: &Site<'_>, targets: Targets) -> Launch {
             Targets::Distributions => Target::Distributions(chunk.input_rows(1)),
         };
         let (dlogits, losses) = (chunk.output(1), chunk.output(3));
-        let logits = chunk.input_rows(0);
+        // In place, `dlogits` holds the logits.
+        let logits = (!chunk.in_place(0)).then(|| chunk.input_rows(0));
         dispatch(problem.isa, Rows { problem, logits, targets, dlogits, losses })
     };
     let finish = move |chunk: &Chunk<'_>, total: Sums| {
@@ -126,10 +129,19 @@ pub(in crate::ops) enum Target<'a> {
     Distributions(&'a [f32]),
 }
 
+impl Target<'_> {
+    /// Whether other classes than the right one have weight.
+    #[inline(always)]
+    fn spread(&self) -> bool {
+        !matches!(self, Target::Labels { smoothing: 0.0, .. })
+    }
+}
+
 /// The rows of a chunk; outputs that nobody reads are empty.
 struct Rows<'a> {
     problem: Problem,
-    logits: &'a [f32],
+    /// `None` where they lie in `dlogits`, each row until its gradient is written.
+    logits: Option<&'a [f32]>,
     targets: Target<'a>,
     dlogits: &'a mut [f32],
     losses: &'a mut [f32],
@@ -156,17 +168,24 @@ pub(in crate::ops) struct Group {
     pub(in crate::ops) target: [f32; LANES],
     /// Sum of `t` over the other classes.
     pub(in crate::ops) others: [f32; LANES],
+    /// Whether a class before the right one has its logit.
+    tied: [bool; LANES],
     /// Sum of the squares of the logits, where the group is one long row and statistics are wanted.
     squares: f64,
 }
 
 /// The ends of the rows of a group.
+#[derive(Clone, Copy)]
 pub(in crate::ops) struct Ends {
     pub(in crate::ops) loss: [f32; LANES],
     /// What turns `exp(z - m)` into the gradient, but for the target.
     pub(in crate::ops) factor: [f32; LANES],
     /// Gradient of the right class.
     pub(in crate::ops) own: [f32; LANES],
+}
+
+impl Ends {
+    const NONE: Ends = Ends { loss: [0.0; LANES], factor: [0.0; LANES], own: [0.0; LANES] };
 }
 
 impl Kernel for Rows<'_> {
@@ -178,7 +197,7 @@ impl Kernel for Rows<'_> {
         if classes <= narrow::MOST {
             return self.run_narrow(s);
         }
-        let count = self.logits.len() / classes;
+        let count = self.logits().len() / classes;
         let padded = padded::<S>(classes);
         let buffered = padded <= BUFFER;
         let size = if buffered { (BUFFER / padded).min(S::LANES) } else { 1 };
@@ -190,21 +209,34 @@ impl Kernel for Rows<'_> {
         while first < count {
             let rows = size.min(count - first);
             for r in 0..rows {
-                let exponentials = match () {
-                    () if !self.problem.dlogits => &mut [],
-                    () if buffered => &mut buffer[r * padded..][..padded],
-                    () => &mut self.dlogits[first * classes..][..classes],
+                let own = (first + r) * classes..(first + r + 1) * classes;
+                let kept = &mut buffer[r * padded..][..if buffered { padded } else { 0 }];
+                let z = match self.logits {
+                    Some(z) if !self.problem.dlogits => Row::Read(&z[own]),
+                    Some(z) if buffered => Row::Keep(&z[own], kept),
+                    Some(z) => Row::Keep(&z[own.clone()], &mut self.dlogits[own]),
+                    None if buffered => Row::Keep(&self.dlogits[own], kept),
+                    None => Row::Replace(&mut self.dlogits[own]),
                 };
-                let z = &self.logits[(first + r) * classes..][..classes];
                 let squares = self.problem.statistics && !buffered;
-                group.read(s, r, first + r, z, self.targets, squares, exponentials, &mut bases);
+                group.read(s, r, first + r, z, self.targets, squares, &mut bases);
             }
             let ends = group.finish(s, &self.problem, self.targets);
+            let mut sums = group.sums(s, &self.problem, &ends, rows, |r| group.tied[r]);
+            if self.problem.statistics {
+                let z = first * classes..(first + rows) * classes;
+                sums.squares = match buffered {
+                    true => f64::from(dot(s, &self.logits()[z.clone()], &self.logits()[z])),
+                    false => group.squares,
+                };
+            }
+            total = total.and(&sums);
             if self.problem.dlogits {
+                let end = (first + rows) * classes;
                 for r in 0..rows {
                     let kept = buffered.then(|| &buffer[r * padded..][..padded]);
                     let bases = (!buffered).then_some((&bases, group.max[r]));
-                    self.gradient(s, first + r, kept, bases, &ends, r);
+                    self.gradient(s, first + r, end, kept, bases, &ends, r);
                     if let Some(own) = self.dlogits[(first + r) * classes..][..classes]
                         .get_mut(group.label[r] as usize)
                     {
@@ -215,12 +247,6 @@ impl Kernel for Rows<'_> {
             if !self.losses.is_empty() {
                 self.losses[first..first + rows].copy_from_slice(&ends.loss[..rows]);
             }
-            let z = &self.logits[first * classes..][..rows * classes];
-            let mut sums = group.sums_of(s, &self.problem, &ends, rows, z);
-            if self.problem.statistics {
-                sums.squares = if buffered { f64::from(dot(s, z, z)) } else { group.squares };
-            }
-            total = total.and(&sums);
             first += rows;
         }
         total
@@ -228,12 +254,21 @@ impl Kernel for Rows<'_> {
 }
 
 impl Rows<'_> {
-    /// Writes the gradient of a row, all but its right class.
+    /// The logits of all rows, or what is written over them.
     #[inline(always)]
+    fn logits(&self) -> &[f32] {
+        self.logits.unwrap_or(self.dlogits)
+    }
+
+    /// Writes the gradient of a row, all but its right class. Elements up to `end` may be
+    /// overwritten: the gradients of later rows of the group.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn gradient<S: Simd>(
         &mut self,
         s: S,
         row: usize,
+        end: usize,
         kept: Option<&[f32]>,
         bases: Option<(&Bases, f32)>,
         ends: &Ends,
@@ -241,7 +276,7 @@ impl Rows<'_> {
     ) {
         let classes = self.problem.classes;
         let mean = 1.0 / self.problem.rows as f32;
-        let out = &mut self.dlogits[row * classes..];
+        let out = &mut self.dlogits[row * classes..end];
         let factor = ends.factor[r];
         match self.targets {
             Target::Labels { smoothing: 0.0, .. } => {
@@ -275,6 +310,7 @@ impl Group {
             below: zeros,
             target: [1.0; LANES],
             others: zeros,
+            tied: [false; LANES],
             squares: 0.0,
         }
     }
@@ -287,45 +323,44 @@ impl Group {
         s: S,
         r: usize,
         row: usize,
-        z: &[f32],
+        row_of_logits: Row<'_>,
         targets: Target<'_>,
         squares: bool,
-        exponentials: &mut [f32],
         bases: &mut Bases,
     ) {
+        let z = row_of_logits.values();
+        let classes = z.len();
         let label = match targets {
             Target::Labels { labels, .. } => labels[row] as usize,
             Target::Distributions(t) => {
-                first_largest(s, &t[row * z.len()..][..z.len()]).unwrap_or(usize::MAX)
+                first_largest(s, &t[row * classes..][..classes]).unwrap_or(usize::MAX)
             }
         };
         let own = z.get(label).copied().unwrap_or(f32::NAN);
-        let reading = read(s, z, label, own, squares, exponentials, bases);
+        // Of a row that is overwritten, first. Where the largest logit is NaN, all ends so.
+        let early = match &row_of_logits {
+            Row::Replace(z) if targets.spread() => Some(below(s, z, targets, row, max(s, z))),
+            _ => None,
+        };
+        let lasting = row_of_logits.lasting();
+        let reading = read(s, row_of_logits, label, own, squares, bases);
         self.squares = reading.squares;
         // Past the end is past the end: no row has that many classes.
         (self.label[r], self.own[r]) = (u32::try_from(label).unwrap_or(u32::MAX), own);
         (self.max[r], self.other[r], self.rest[r]) = (reading.max, reading.other, reading.sum);
+        self.tied[r] = reading.before == own;
+        if !targets.spread() {
+            return;
+        }
+        let below = match (early, lasting) {
+            (Some(below), _) => below,
+            (None, z) => below(s, z.unwrap_or(&[]), targets, row, reading.max),
+        };
         match targets {
-            Target::Labels { smoothing: 0.0, .. } => {}
-            Target::Labels { smoothing, .. } => {
-                self.smooth(r, smoothing, z.len(), sum_below(s, z, reading.max));
-            }
+            Target::Labels { smoothing, .. } => self.smooth(r, smoothing, classes, below),
             Target::Distributions(t) => {
-                let t = &t[row * z.len()..][..z.len()];
-                let max = s.splat(reading.max);
-                let below = fold_many(
-                    s,
-                    [z, t],
-                    s.zero(),
-                    // A class of weight zero counts nothing, at a logit of negative infinity too.
-                    #[inline(always)]
-                    |s, acc, [z, t]| {
-                        let term = s.mul_add(t, s.sub(max, z), acc);
-                        s.select(s.eq(t, s.zero()), acc, term)
-                    },
-                    S::add,
-                );
-                self.below[r] = s.reduce_add(below);
+                let t = &t[row * classes..][..classes];
+                self.below[r] = below;
                 let (before, after) = t.split_at(label.min(t.len()));
                 let (own, after) = after.split_first().unwrap_or((&f32::NAN, &[]));
                 self.others[r] = sum(s, before) + sum(s, after);
@@ -366,7 +401,7 @@ impl Group {
         let loss = s.mul_add(weight, log, below);
         let mean = s.splat(1.0 / problem.rows as f32);
         let inverse = s.div(weight, total);
-        let mut ends = Ends { loss: [0.0; LANES], factor: [0.0; LANES], own: [0.0; LANES] };
+        let mut ends = Ends::NONE;
         s.store_slice(&mut ends.loss, loss);
         s.store_slice(&mut ends.factor, s.mul(inverse, mean));
         // T p - t, or minus the sum of the others' gradients, whichever has the smaller terms: for a
@@ -376,22 +411,6 @@ impl Group {
         let own = s.select(s.lt(target, others), direct, from_others);
         s.store_slice(&mut ends.own, s.mul(own, mean));
         ends
-    }
-
-    /// Sums over the group's rows, whose logits are `z`, without their squares.
-    #[inline(always)]
-    fn sums_of<S: Simd>(
-        &self,
-        s: S,
-        problem: &Problem,
-        ends: &Ends,
-        rows: usize,
-        z: &[f32],
-    ) -> Sums {
-        self.sums(s, problem, ends, rows, |r| {
-            let before = &z[r * problem.classes..][..self.label[r] as usize];
-            before.contains(&self.own[r])
-        })
     }
 
     /// Sums over the group's rows but for the squares. `ties`: whether a class before the label of
@@ -412,25 +431,63 @@ impl Group {
         if !problem.statistics {
             return sums;
         }
+        let margin = self.margin(s, problem, loss);
+        sums.margin = f64::from(s.reduce_add(s.select(present, margin, s.zero())));
+        sums.smallest = s.reduce_min(s.select(present, margin, s.splat(f32::INFINITY)));
+        sums.right = f64::from(self.right(s, margin, rows, ties));
+        sums
+    }
+
+    /// How far the right class is above the others; NaN where the loss is.
+    #[inline(always)]
+    fn margin<S: Simd>(&self, s: S, problem: &Problem, loss: S::F32) -> S::F32 {
         let margin = if problem.classes == 1 {
             s.zero()
         } else {
             s.sub(s.load_slice(&self.own), s.load_slice(&self.other))
         };
-        let margin = s.select(s.is_nan(loss), loss, margin);
-        sums.margin = f64::from(s.reduce_add(s.select(present, margin, s.zero())));
-        sums.smallest = s.reduce_min(s.select(present, margin, s.splat(f32::INFINITY)));
-        let above = s.count(s.mask_and(present, s.gt(margin, s.zero())));
-        let mut right = above;
+        s.select(s.is_nan(loss), loss, margin)
+    }
+
+    /// Number of the rows whose right class is the argmax.
+    #[inline(always)]
+    fn right<S: Simd>(
+        &self,
+        s: S,
+        margin: S::F32,
+        rows: usize,
+        ties: impl Fn(usize) -> bool,
+    ) -> u32 {
+        let present = s.first(rows);
+        let mut right = s.count(s.mask_and(present, s.gt(margin, s.zero())));
         // Of equal logits, the first is the argmax.
         let mut level = s.bits(s.mask_and(present, s.eq(margin, s.zero())));
         while level != 0 {
             right += u32::from(!ties(level.trailing_zeros() as usize));
             level &= level - 1;
         }
-        sums.right = f64::from(right);
-        sums
+        right
     }
+}
+
+/// Sum over the classes of `max - z`, for distributions each times its weight.
+#[inline(always)]
+fn below<S: Simd>(s: S, z: &[f32], targets: Target<'_>, row: usize, max: f32) -> f32 {
+    let Target::Distributions(t) = targets else { return sum_below(s, z, max) };
+    let max = s.splat(max);
+    let below = fold_many(
+        s,
+        [z, &t[row * z.len()..][..z.len()]],
+        s.zero(),
+        // A class of weight zero counts nothing, at a logit of negative infinity too.
+        #[inline(always)]
+        |s, acc, [z, t]| {
+            let term = s.mul_add(t, s.sub(max, z), acc);
+            s.select(s.eq(t, s.zero()), acc, term)
+        },
+        S::add,
+    );
+    s.reduce_add(below)
 }
 
 /// Sum of `max - z`.

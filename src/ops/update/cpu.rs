@@ -25,7 +25,7 @@ const PIECE: usize = 64;
 const BLOCK: usize = 64;
 
 /// Sums of a piece: g.g, w.w, g.w.
-type Sums = [f64; 3];
+pub(in crate::ops) type Sums = [f64; 3];
 
 /// A part of one segment.
 struct Piece {
@@ -179,6 +179,59 @@ fn run_chunk(op: &Update, cut: &Cut, isa: Isa, elements: usize, chunk: &Chunk<'_
             }
         }
     }
+}
+
+/// A block of the one segment of an update that is a matrix.
+pub(in crate::ops) struct Matrix<'a> {
+    pub rows: usize,
+    pub cols: usize,
+    /// Distance between rows of weights and moments.
+    pub stride: usize,
+    /// First element of the block; that of a moment is null where the rule has no such one.
+    pub weights: *mut f32,
+    pub moments: [*mut f32; 2],
+    /// Its gradients, rows x cols without gaps.
+    pub gradients: &'a [f32],
+    /// One for each row, or none if nobody reads the statistics.
+    pub sums: &'a mut [Sums],
+}
+
+/// Takes a block of weights through the step; its rows' sums are to be added up.
+///
+/// # Safety
+/// Weights and moments have `rows` rows of `cols` elements at that stride, and nobody else touches
+/// them meanwhile.
+pub(in crate::ops) unsafe fn update_matrix(
+    op: &Update,
+    isa: Isa,
+    step: Option<Step>,
+    matrix: Matrix<'_>,
+) {
+    let Matrix { rows, cols, stride, weights, moments, gradients, sums } = matrix;
+    assert_eq!(gradients.len(), rows * cols);
+    assert!(sums.is_empty() || sums.len() == rows);
+    // Rows without gaps are one.
+    let (rows, cols) = if cols == stride { (rows.min(1), rows * cols) } else { (rows, cols) };
+    let sums = if sums.is_empty() {
+        sums
+    } else {
+        sums.fill([0.0; 3]);
+        &mut sums[..rows]
+    };
+    let parts = (0..rows).map(move |row| {
+        let part = |start: *mut f32| match start.is_null() {
+            true => &mut [][..],
+            // SAFETY: the caller's word; rows do not overlap, as `stride` is not below `cols`.
+            false => unsafe { std::slice::from_raw_parts_mut(start.add(row * stride), cols) },
+        };
+        Part {
+            segment: 0,
+            gradients: &gradients[row * cols..][..cols],
+            weights: part(weights),
+            moments: moments.map(part),
+        }
+    });
+    dispatch(isa, Pass { op, step, pieces: parts, sums });
 }
 
 /// Starts of the flat tensors that the pass writes; null for those that are not there.

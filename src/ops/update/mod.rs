@@ -36,8 +36,8 @@
 //! al., "Symbolic discovery of optimization algorithms", 2023, algorithm 2; `torch.optim` for the
 //! place of epsilon and the order of operations.
 
-mod cpu;
-mod naive;
+pub(super) mod cpu;
+pub(super) mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var};
 use crate::device::cpu::Launch;
@@ -164,13 +164,13 @@ impl UpdateSlots {
 /// The operation `update`.
 #[derive(Clone, Debug)]
 pub struct Update {
-    rule: Rule,
-    decay: Decay,
-    segments: Arc<[Segment]>,
-    slots: UpdateSlots,
-    has_guard: bool,
-    has_factor: bool,
-    packed: Option<Arc<PackedWeights>>,
+    pub(super) rule: Rule,
+    pub(super) decay: Decay,
+    pub(super) segments: Arc<[Segment]>,
+    pub(super) slots: UpdateSlots,
+    pub(super) has_guard: bool,
+    pub(super) has_factor: bool,
+    pub(super) packed: Option<Arc<PackedWeights>>,
 }
 
 /// What [`update`] works on.
@@ -241,7 +241,7 @@ pub fn update(
 
 /// The values of one step, the same for all segments.
 #[derive(Clone, Copy, Debug)]
-struct Step {
+pub(super) struct Step {
     rate: f64,
     decay: f64,
     first_correction: f64,
@@ -261,22 +261,22 @@ struct Coefficients {
 
 impl Update {
     /// Input of the first scalar, and how many there are.
-    fn scalars(&self) -> std::ops::Range<usize> {
+    pub(super) fn scalars(&self) -> std::ops::Range<usize> {
         let first = 2 + self.rule.moments();
         first..first + usize::from(self.has_guard) + usize::from(self.has_factor)
     }
 
-    fn statistics_output(&self) -> usize {
+    pub(super) fn statistics_output(&self) -> usize {
         1 + self.rule.moments()
     }
 
-    fn packed_output(&self) -> usize {
+    pub(super) fn packed_output(&self) -> usize {
         2 + self.rule.moments()
     }
 
     /// The step's values from the control block and the scalar operands; `None` if one of these
     /// is not finite.
-    fn step(&self, control: &Control, scalar: impl Fn(usize) -> f64) -> Option<Step> {
+    pub(super) fn step(&self, control: &Control, scalar: impl Fn(usize) -> f64) -> Option<Step> {
         let slot = |slot| f64::from(control.f32(slot));
         let scalars = self.scalars();
         if scalars.clone().any(|input| !scalar(input).is_finite()) {
@@ -301,6 +301,19 @@ impl Update {
             Decay::None => (0.0, 0.0),
         };
         Coefficients { scale: step.scale, coupled, shrink, rate }
+    }
+
+    /// FLOPs of one element.
+    pub(super) fn flops(&self, statistics: bool) -> usize {
+        let rule = match self.rule {
+            Rule::Sgd { momentum, nesterov } => {
+                2 + 2 * usize::from(momentum != 0.0) + 2 * usize::from(nesterov)
+            }
+            Rule::AdamW { .. } => 13,
+            Rule::Lion { .. } => 9,
+        };
+        let decay = if self.decay == Decay::None { 0 } else { 2 };
+        1 + rule + decay + if statistics { 6 } else { 0 }
     }
 
     fn check_segments(&self, elements: usize) -> Result<()> {
@@ -383,16 +396,7 @@ impl Operation for Update {
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {
-        let rule = match self.rule {
-            Rule::Sgd { momentum, nesterov } => {
-                2 + 2 * usize::from(momentum != 0.0) + 2 * usize::from(nesterov)
-            }
-            Rule::AdamW { .. } => 13,
-            Rule::Lion { .. } => 9,
-        };
-        let decay = if self.decay == Decay::None { 0 } else { 2 };
-        let statistics = if site.used[self.statistics_output()] { 6 } else { 0 };
-        let flops = (1 + rule + decay + statistics) * site.inputs[0].elements();
+        let flops = self.flops(site.used[self.statistics_output()]) * site.inputs[0].elements();
         let mut cost = Cost::of(flops as f64, site);
         if self.packed.is_some() {
             // The old copies are not read.

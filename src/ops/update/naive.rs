@@ -7,7 +7,7 @@ use half::bf16;
 
 /// `outputs`: weights and moments as they were, to be updated; then statistics and
 /// packed copies.
-pub(super) fn update(op: &Update, inputs: &[Values], outputs: &mut [Values], control: &Control) {
+pub(in crate::ops) fn update(op: &Update, inputs: &[Values], outputs: &mut [Values], control: &Control) {
     let step = op.step(control, |input| inputs[input].data[0]);
     let gradient_scale = f64::from(control.f32(op.slots.gradient_scale));
     let (weights, gradients) = (&inputs[0].data, &inputs[1].data);

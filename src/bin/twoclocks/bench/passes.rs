@@ -29,13 +29,23 @@ pub(super) fn beside_updates(
     budget: Duration,
     mut work: impl FnMut() -> Result<()>,
 ) -> Result<(Vec<f64>, Vec<f64>)> {
+    turns(cpu, bytes, budget, |budget| repeat(budget, &mut work))
+}
+
+/// As [`beside_updates`], of work that times its repetitions itself in the time that it is given.
+fn turns(
+    cpu: &Cpu,
+    bytes: f64,
+    budget: Duration,
+    mut work: impl FnMut(Duration) -> Result<Vec<f64>>,
+) -> Result<(Vec<f64>, Vec<f64>)> {
     if bytes <= CACHE_BYTES {
-        return Ok((repeat(budget, work)?, Vec::new()));
+        return Ok((work(budget)?, Vec::new()));
     }
     let mut memory = Memory::zeroed((bytes as usize).min(MOST_BYTES));
     let (mut seconds, mut rates) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
-        seconds.extend(repeat(budget / TURNS, &mut work)?);
+        seconds.extend(work(budget / TURNS)?);
         let loops = repeat(budget / TURNS / 2, || {
             cpu.update_seconds(&mut memory);
             Ok(())
@@ -43,6 +53,34 @@ pub(super) fn beside_updates(
         rates.extend(loops.iter().map(|seconds| 2.0 * memory.len() as f64 / seconds));
     }
     Ok((seconds, rates))
+}
+
+/// Times the last node of a recording beside the loop, when the others have run.
+pub(super) fn timed_last(
+    work: String,
+    batch: usize,
+    cpu: &Cpu,
+    (mut recording, mut store): (Recording, Store),
+    budget: Duration,
+) -> Result<Row> {
+    let last = recording.nodes().len() - 1;
+    let cost = recording.nodes()[last].cost;
+    let (seconds, updates) = turns(cpu, cost.bytes, budget, |budget| {
+        let mut seconds = Vec::new();
+        repeat(budget, || {
+            recording.replay_timed(&mut store, |node, nanoseconds| {
+                if node == last {
+                    seconds.push(nanoseconds as f64 * 1e-9);
+                }
+            })
+        })?;
+        // What `repeat` does to warm up is not timed.
+        Ok(seconds.split_off(3))
+    })?;
+    let (flops, bytes) = (cost.flops, cost.bytes);
+    let (items, precision) = (batch as f64, Precision::F32);
+    let operands = None;
+    Ok(Row { work, items, batch, precision, operands, flops, bytes, seconds, updates, start: None })
 }
 
 /// Times a recording beside the loop.
@@ -58,7 +96,8 @@ pub(super) fn timed(
         beside_updates(cpu, cost.bytes, budget, || recording.replay(&mut store))?;
     let (flops, bytes) = (cost.flops, cost.bytes);
     let (items, precision) = (batch as f64, Precision::F32);
-    Ok(Row { work, items, batch, precision, flops, bytes, seconds, updates, start: None })
+    let operands = None;
+    Ok(Row { work, items, batch, precision, operands, flops, bytes, seconds, updates, start: None })
 }
 
 /// Rows over `[rows, columns]` of one operation and of its gradient.

@@ -75,6 +75,47 @@ fn pack_u16(a: __m256i) -> __m128i {
     _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(packed))
 }
 
+/// Transposes each 4 x 4 block that the four vectors have in a half.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn transpose_halves(a: [__m256; 4]) -> [__m256; 4] {
+    let low = _mm256_castps_pd(_mm256_unpacklo_ps(a[0], a[1]));
+    let high = _mm256_castps_pd(_mm256_unpackhi_ps(a[0], a[1]));
+    let low_after = _mm256_castps_pd(_mm256_unpacklo_ps(a[2], a[3]));
+    let high_after = _mm256_castps_pd(_mm256_unpackhi_ps(a[2], a[3]));
+    [
+        _mm256_castpd_ps(_mm256_unpacklo_pd(low, low_after)),
+        _mm256_castpd_ps(_mm256_unpackhi_pd(low, low_after)),
+        _mm256_castpd_ps(_mm256_unpacklo_pd(high, high_after)),
+        _mm256_castpd_ps(_mm256_unpackhi_pd(high, high_after)),
+    ]
+}
+
+/// The four values at `p` and those 4 rows below, a half each.
+///
+/// # Safety
+/// They are readable.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn load_halves(p: *const f32, stride: usize) -> __m256 {
+    // SAFETY: the caller promises it.
+    unsafe { _mm256_set_m128(_mm_loadu_ps(p.add(4 * stride)), _mm_loadu_ps(p)) }
+}
+
+/// Writes halves to where [`load_halves`] reads them.
+///
+/// # Safety
+/// They are writable.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn store_halves(p: *mut f32, stride: usize, v: __m256) {
+    // SAFETY: the caller promises it.
+    unsafe {
+        _mm_storeu_ps(p, _mm256_castps256_ps128(v));
+        _mm_storeu_ps(p.add(4 * stride), _mm256_extractf128_ps::<1>(v));
+    }
+}
+
 impl Simd for Avx2 {
     const ISA: Isa = Isa::Avx2;
     const LANES: usize = 8;
@@ -139,6 +180,35 @@ impl Simd for Avx2 {
         to_f32(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);
         bitcast_i32(a: __m256) -> __m256i = _mm256_castps_si256(a);
         bitcast_f32(a: __m256i) -> __m256 = _mm256_castsi256_ps(a);
+    }
+
+    #[inline(always)]
+    fn load_four_columns(self, x: &[f32], stride: usize) -> [__m256; 4] {
+        assert!(stride < 1 << 32 && x.len() >= 7 * stride + 4, "8 rows of four columns");
+        // SAFETY: `self` proves the features, the assertion that four values are readable at the
+        // start of each of the rows 0 to 7.
+        unsafe {
+            let p = x.as_ptr();
+            transpose_halves([
+                load_halves(p, stride),
+                load_halves(p.add(stride), stride),
+                load_halves(p.add(2 * stride), stride),
+                load_halves(p.add(3 * stride), stride),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn store_four_columns(self, x: &mut [f32], stride: usize, columns: [__m256; 4]) {
+        assert!(stride < 1 << 32 && x.len() >= 7 * stride + 4, "8 rows of four columns");
+        // SAFETY: as in `load_four_columns`, and the slice may be written.
+        unsafe {
+            let (rows, p) = (transpose_halves(columns), x.as_mut_ptr());
+            store_halves(p, stride, rows[0]);
+            store_halves(p.add(stride), stride, rows[1]);
+            store_halves(p.add(2 * stride), stride, rows[2]);
+            store_halves(p.add(3 * stride), stride, rows[3]);
+        }
     }
 
     #[inline(always)]

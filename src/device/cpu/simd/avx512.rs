@@ -77,6 +77,54 @@ fn mul_wide(a: __m512i, b: __m512i) -> (__m512i, __m512i) {
     )
 }
 
+/// Transposes each 4 x 4 block that the four vectors have in a quarter.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline]
+fn transpose_quarters(a: [__m512; 4]) -> [__m512; 4] {
+    let low = _mm512_castps_pd(_mm512_unpacklo_ps(a[0], a[1]));
+    let high = _mm512_castps_pd(_mm512_unpackhi_ps(a[0], a[1]));
+    let low_after = _mm512_castps_pd(_mm512_unpacklo_ps(a[2], a[3]));
+    let high_after = _mm512_castps_pd(_mm512_unpackhi_ps(a[2], a[3]));
+    [
+        _mm512_castpd_ps(_mm512_unpacklo_pd(low, low_after)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(low, low_after)),
+        _mm512_castpd_ps(_mm512_unpacklo_pd(high, high_after)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(high, high_after)),
+    ]
+}
+
+/// The four values at `p` and those 4, 8 and 12 rows below, a quarter each.
+///
+/// # Safety
+/// They are readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline]
+unsafe fn load_quarters(p: *const f32, stride: usize) -> __m512 {
+    // SAFETY: the caller promises it.
+    unsafe {
+        let v = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+        let v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(p.add(4 * stride)));
+        let v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(p.add(8 * stride)));
+        _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(p.add(12 * stride)))
+    }
+}
+
+/// Writes quarters to where [`load_quarters`] reads them.
+///
+/// # Safety
+/// They are writable.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline]
+unsafe fn store_quarters(p: *mut f32, stride: usize, v: __m512) {
+    // SAFETY: the caller promises it.
+    unsafe {
+        _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+        _mm_storeu_ps(p.add(4 * stride), _mm512_extractf32x4_ps::<1>(v));
+        _mm_storeu_ps(p.add(8 * stride), _mm512_extractf32x4_ps::<2>(v));
+        _mm_storeu_ps(p.add(12 * stride), _mm512_extractf32x4_ps::<3>(v));
+    }
+}
+
 impl Simd for Avx512 {
     const ISA: Isa = Isa::Avx512;
     const LANES: usize = 16;
@@ -137,6 +185,35 @@ impl Simd for Avx512 {
         to_f32(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
         bitcast_i32(a: __m512) -> __m512i = _mm512_castps_si512(a);
         bitcast_f32(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
+    }
+
+    #[inline(always)]
+    fn load_four_columns(self, x: &[f32], stride: usize) -> [__m512; 4] {
+        assert!(stride < 1 << 32 && x.len() >= 15 * stride + 4, "16 rows of four columns");
+        // SAFETY: `self` proves the features, the assertion that four values are readable at the
+        // start of each of the rows 0 to 15.
+        unsafe {
+            let p = x.as_ptr();
+            transpose_quarters([
+                load_quarters(p, stride),
+                load_quarters(p.add(stride), stride),
+                load_quarters(p.add(2 * stride), stride),
+                load_quarters(p.add(3 * stride), stride),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn store_four_columns(self, x: &mut [f32], stride: usize, columns: [__m512; 4]) {
+        assert!(stride < 1 << 32 && x.len() >= 15 * stride + 4, "16 rows of four columns");
+        // SAFETY: as in `load_four_columns`, and the slice may be written.
+        unsafe {
+            let (rows, p) = (transpose_quarters(columns), x.as_mut_ptr());
+            store_quarters(p, stride, rows[0]);
+            store_quarters(p.add(stride), stride, rows[1]);
+            store_quarters(p.add(2 * stride), stride, rows[2]);
+            store_quarters(p.add(3 * stride), stride, rows[3]);
+        }
     }
 
     #[inline(always)]

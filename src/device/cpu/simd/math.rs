@@ -8,7 +8,7 @@
 //! multiply-add, so nothing here relies on one: products that must be exact are made so by short
 //! constants or by splitting a factor.
 
-use super::Simd;
+use super::{Isa, Simd};
 
 /// ln 2 in two parts: the first has 15 bits, so that its product with an exponent is exact.
 const LN2_HIGH: f32 = 0.693_145_75;
@@ -59,6 +59,22 @@ pub fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let r = s.neg_mul_add(n, s.splat(LN2_HIGH), x);
     let r = s.neg_mul_add(n, s.splat(LN2_LOW), r);
     s.scale_pow2(exp_reduced(s, r), n)
+}
+
+/// `e^x` for `x <= 0`, in two thirds of the time of [`exp`]. Error: 2.2 ulp down to -8, 3.2 down to
+/// -32, 5 below; 1 at 0. Subnormal and 0 as [`exp`]. Above 0 it means nothing.
+#[inline(always)]
+pub fn exp_nonpositive<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    // One part of ln 2 serves where its product is not rounded.
+    if S::ISA == Isa::Portable {
+        return exp(s, x);
+    }
+    // NaN stays: `max` gives its second argument.
+    let x = s.max(s.splat(-104.0), x);
+    let n = s.round_even(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+    let r = s.neg_mul_add(n, s.splat(std::f32::consts::LN_2), x);
+    let p = [1.0, 0.999_999_7, 0.499_991_48, 0.166_676_39, 0.041_898_16, 0.008_290_272];
+    s.scale_pow2(polynomial(s, r, &p), n)
 }
 
 /// `e^x - 1`, without cancellation near 0. Error: 1.6 ulp.

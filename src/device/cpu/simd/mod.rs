@@ -148,6 +148,34 @@ pub trait Simd: Copy + Send + Sync + 'static + sealed::Sealed {
         }
     }
 
+    /// Columns 0 to 3 of [`Simd::LANES`] rows, `stride` elements apart: a vector a column, a lane a
+    /// row.
+    #[inline(always)]
+    fn load_four_columns(self, x: &[f32], stride: usize) -> [Self::F32; 4] {
+        let mut columns = [[0.0; 16]; 4];
+        for lane in 0..Self::LANES {
+            for (column, &x) in columns.iter_mut().zip(&x[lane * stride..][..4]) {
+                column[lane] = x;
+            }
+        }
+        columns.map(|column| self.load_slice(&column))
+    }
+
+    /// Writes vectors to where [`Simd::load_four_columns`] reads them.
+    #[inline(always)]
+    fn store_four_columns(self, x: &mut [f32], stride: usize, columns: [Self::F32; 4]) {
+        let columns = columns.map(|v| {
+            let mut column = [0.0; 16];
+            self.store_slice(&mut column, v);
+            column
+        });
+        for lane in 0..Self::LANES {
+            for (column, x) in columns.iter().zip(&mut x[lane * stride..][..4]) {
+                *x = column[lane];
+            }
+        }
+    }
+
     /// Begins to bring the cache line at `p` from memory; a hint, and any address will do.
     #[inline(always)]
     fn prefetch(self, p: *const f32) {

@@ -185,6 +185,17 @@ fn exp() {
     );
 }
 
+#[test]
+fn exp_nonpositive() {
+    let bounds = [(-8.0, 2.2), (-32.0, 3.2), (-f32::MAX, 5.0)];
+    for (from, bound) in bounds {
+        let name = "exp_nonpositive";
+        check(name, function!(exp_nonpositive), f64::exp, (from, 0.0), Unit::Ulp, bound);
+    }
+    let exact = [(0.0, 1.0), (-0.0, 1.0), (-INF, 0.0), (NAN, NAN), (-104.0, 0.0)];
+    exactly("exp_nonpositive", function!(exp_nonpositive), &exact);
+}
+
 /// Every f32 from where the result leaves 1 to where it is 0 or infinite: 0.6 billion values.
 #[test]
 #[ignore = "takes a minute"]

@@ -421,3 +421,32 @@ fn partial_loads_and_stores_end_where_they_say() {
         dispatch(isa, Partial(&mut edge));
     }
 }
+
+/// Four columns of rows that are 4 to 19 elements apart, there and back.
+#[test]
+fn four_columns_are_those_of_the_rows() {
+    struct Columns(usize);
+    impl Kernel for Columns {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let stride = self.0;
+            let len = (S::LANES - 1) * stride + 4;
+            let x: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let columns = s.load_four_columns(&x, stride);
+            for (k, column) in columns.into_iter().enumerate() {
+                let want: Vec<f32> = (0..S::LANES).map(|row| x[row * stride + k]).collect();
+                assert_eq!(lanes(s, column), want, "{}", S::ISA);
+            }
+            let mut out = vec![-1.0; len];
+            s.store_four_columns(&mut out, stride, columns);
+            for (i, (&got, &want)) in out.iter().zip(&x).enumerate() {
+                let want = if i % stride < 4 { want } else { -1.0 };
+                assert_eq!(got, want, "{} at {i}", S::ISA);
+            }
+        }
+    }
+    for isa in vector_sets() {
+        (4..20).for_each(|stride| dispatch(isa, Columns(stride)));
+    }
+}
