@@ -8,6 +8,9 @@ mod common;
 
 #[path = "driver/build.rs"]
 mod build;
+#[cfg(feature = "cuda")]
+#[path = "driver/device.rs"]
+mod device;
 #[path = "driver/elementwise.rs"]
 mod elementwise;
 #[path = "driver/gemm.rs"]

@@ -60,7 +60,7 @@ pub fn start(name: &str, variables: &[(&str, &str)]) -> Option<Output> {
 }
 
 /// The folder of the library, built at most once in a process; `None` without a compiler.
-fn library() -> Option<&'static Path> {
+pub fn library() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     FOLDER.get_or_init(build).as_deref()
 }
