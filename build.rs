@@ -1,9 +1,11 @@
-//! Tells the crate which compiler and which commit it is built from, so that a run can say so.
+//! Tells the crate which compiler and which commit it is built from, so that a run can say so, and
+//! embeds the PTX of `kernels/ptx`.
 //!
-//! Needs neither git nor a repository, and never fails the build: what is not known is not set, and
-//! `runs::environment` then reads nothing there.
+//! Needs neither git nor a repository, nor a CUDA toolkit: the PTX is committed. What is not known of
+//! compiler and commit is not set, and `runs::environment` then reads nothing there.
 
-use std::path::Path;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
@@ -15,6 +17,33 @@ fn main() {
     if let Some(commit) = packaged_commit().or_else(repository_commit) {
         println!("cargo:rustc-env=TWOCLOCKS_COMMIT={commit}");
     }
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        embed_kernels();
+    }
+}
+
+/// Writes `kernels.rs`, the table of names and texts that `device::cuda` includes.
+fn embed_kernels() {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).expect("cargo sets it");
+    let folder = variable("CARGO_MANIFEST_DIR").join("kernels/ptx");
+    println!("cargo:rerun-if-changed={}", folder.display());
+    let entries = std::fs::read_dir(&folder).expect("kernels/ptx is part of the crate");
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("the folder can be read").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "ptx"))
+        .collect();
+    paths.sort();
+    let mut table = String::from("const MODULES: &[(&str, &str)] = &[\n");
+    for path in paths {
+        let (name, path) = (path.file_stem().map(Path::new), path.to_str());
+        let (Some(name), Some(path)) = (name.and_then(Path::to_str), path) else {
+            panic!("a path that is not UTF-8 cannot be embedded: {}", folder.display());
+        };
+        writeln!(table, "    ({name:?}, include_str!({path:?})),").expect("a string takes it");
+    }
+    table.push_str("];\n");
+    std::fs::write(variable("OUT_DIR").join("kernels.rs"), table)
+        .expect("cargo's folder is writable");
 }
 
 /// The commit that `cargo package` wrote down; a packaged crate lies in no repository of its own.

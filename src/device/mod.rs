@@ -2,6 +2,8 @@
 
 pub mod control;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 pub use control::{Control, F32Slot, U64Slot};
 

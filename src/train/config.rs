@@ -316,12 +316,22 @@ impl Config {
     pub fn open_device(&self) -> Result<Device> {
         match self.device.as_str() {
             "auto" | "cpu" => Device::cpu(self.threads),
-            cuda if cuda.starts_with("cuda") => {
-                Err(Error::device(cuda, "this build has no CUDA backend: use --device cpu"))
-            }
+            cuda if cuda.starts_with("cuda") => open_cuda(cuda),
             other => Err(Error::config("device", format!("'{other}' is not auto, cpu or cuda:N"))),
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(name: &str) -> Result<Device> {
+    let (_, info) = crate::device::cuda::find(name)?;
+    let problem = format!("{info}: it is there, but training does not run on GPUs yet");
+    Err(Error::device(name, problem))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(name: &str) -> Result<Device> {
+    Err(Error::device(name, "this build is without the feature `cuda`: use --device cpu"))
 }
 
 impl DataConfig {

@@ -31,6 +31,7 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
     let choice = choose(isa, 128, &[[512, 512]]);
     let environment = Environment::collect("cpu", isa.name(), cpu.threads());
     let peak = cpu.peak();
+    let cuda = Cuda::find();
     if args.common.json {
         output::line(&json!({
             "event": "doctor",
@@ -47,14 +48,14 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
             "peak_flops_per_s": peak.flops_per_s,
             "cache_bytes_per_s": peak.cache_bytes_per_s,
             "memory_bytes_per_s": peak.memory_bytes_per_s,
-            "cuda": "not in this build",
+            "cuda": cuda.json,
             "environment": environment,
         }));
         return Ok(ExitCode::SUCCESS);
     }
     output::say!("twoclocks     {}", environment.twoclocks);
     output::say!("processor     {}", environment.cpu.as_deref().unwrap_or("unknown"));
-    output::say!("device        cpu: there is no CUDA backend in this build");
+    output::say!("device        cpu");
     output::say!(
         "threads       {} of {} processors",
         cpu.threads(),
@@ -78,8 +79,75 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
     output::say!("peak          {}FLOP/s, registers only", output::quantity(peak.flops_per_s));
     output::say!("cache         {}B/s read", output::quantity(peak.cache_bytes_per_s));
     output::say!("memory        {}B/s", output::quantity(peak.memory_bytes_per_s));
+    for (name, text) in &cuda.lines {
+        output::say!("{name:<13} {text}");
+    }
     if !environment.release {
         output::say!("note          this is a debug build: it is many times slower");
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// What there is of CUDA, for programs and for people.
+struct Cuda {
+    json: serde_json::Value,
+    /// Name and text of each line.
+    lines: Vec<(String, String)>,
+}
+
+impl Cuda {
+    #[cfg(feature = "cuda")]
+    fn find() -> Cuda {
+        use twoclocks::device::cuda;
+        let driver = match cuda::probe() {
+            Ok(driver) => driver,
+            Err(error) => {
+                let why = match error {
+                    twoclocks::Error::Device { problem, .. } => problem,
+                    other => other.to_string(),
+                };
+                let json = json!({ "available": false, "why": why });
+                return Cuda { json, lines: vec![("cuda".to_owned(), why)] };
+            }
+        };
+        let what = match driver.stand_in {
+            false => "driver",
+            true => {
+                "NOT A GPU: the stand-in of this crate's tests, which runs kernels on the host; it"
+            }
+        };
+        let mut lines =
+            vec![("cuda".to_owned(), format!("{what} supports CUDA {}; {TRAINS}", driver.version))];
+        let devices = driver.devices.iter().map(|info| (format!("cuda:{}", info.ordinal), info));
+        lines.extend(devices.clone().map(|(name, info)| (name, info.to_string())));
+        let devices: Vec<_> = devices
+            .map(|(name, info)| {
+                json!({
+                    "device": name,
+                    "name": info.name,
+                    "capability": format!("{}.{}", info.capability.0, info.capability.1),
+                    "memory_bytes": info.memory_bytes,
+                    "multiprocessors": info.multiprocessors,
+                })
+            })
+            .collect();
+        let json = json!({
+            "available": true,
+            "driver": driver.version,
+            "stand_in": driver.stand_in,
+            "devices": devices,
+        });
+        Cuda { json, lines }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn find() -> Cuda {
+        let why = "this build is without the feature `cuda`";
+        let json = json!({ "available": false, "why": why });
+        Cuda { json, lines: vec![("cuda".to_owned(), why.to_owned())] }
+    }
+}
+
+/// What a GPU is good for so far.
+#[cfg(feature = "cuda")]
+const TRAINS: &str = "training does not run on GPUs yet";

@@ -1,0 +1,135 @@
+// The machine of the stand-in: runs one launch on the host, block after block, with the threads of
+// a block as fibers that change over where CUDA threads would wait for each other.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <string>
+#include <vector>
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+struct uint3 {
+    u32 x, y, z;
+};
+
+struct dim3 {
+    u32 x = 1, y = 1, z = 1;
+};
+
+namespace standin {
+
+using Place = std::source_location;
+
+constexpr u32 WARP = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / WARP, BARRIERS = 16;
+
+/// In what order blocks start, and which of several runnable threads goes on.
+struct Order {
+    enum Kind { Forward, Reverse, Shuffle } kind = Forward;
+    u64 seed = 0;
+    /// From the text forward, reverse or shuffle:SEED. False where it is none of these.
+    static bool parse(const char* text, Order& order);
+};
+
+/// A kernel compiled for the host.
+struct Kernel {
+    const char* name;
+    /// Most threads of a block: its `__launch_bounds__`.
+    u32 max_threads;
+    /// Size of each parameter in bytes.
+    std::vector<size_t> parameters;
+    /// Calls the body with pointers to the arguments.
+    void (*call)(void* const* body_and_arguments);
+    void* body;
+};
+
+/// All kernels of the library.
+std::vector<Kernel>& kernels();
+const Kernel* find_kernel(const std::string& name);
+
+template <class... A>
+struct Caller {
+    template <size_t... I>
+    static void unpack(void* const* values, std::integer_sequence<size_t, I...>) {
+        reinterpret_cast<void (*)(A...)>(values[0])(*static_cast<A*>(values[I + 1])...);
+    }
+    static void call(void* const* values) {
+        unpack(values, std::make_integer_sequence<size_t, sizeof...(A)>());
+    }
+};
+
+struct Register {
+    template <class... A>
+    Register(const char* name, u32 max_threads, void (*body)(A...)) {
+        kernels().push_back({name, max_threads, {sizeof(A)...}, Caller<A...>::call, (void*)body});
+    }
+};
+
+/// What a launch is given.
+struct Launch {
+    const Kernel* kernel;
+    dim3 grid, block;
+    size_t dynamic_shared = 0;
+    std::vector<u8> arguments;
+    std::vector<size_t> offsets;
+};
+
+enum class Fault { None, Memory, Other };
+
+/// Runs it to its end. A fault is described on standard error and in `last_report()`.
+Fault run(const Launch& launch, const Order& order);
+const std::string& last_report();
+
+// What follows is called by kernels.
+
+struct Thread {
+    void* stack_pointer;
+    uint3 index;
+    u32 linear;
+    bool exited;
+    /// Where it waits, for reports and to see whether all wait at the same call.
+    const char* waits_for;
+    Place place;
+    u32 mask;
+    /// What it brings to a meeting of its warp.
+    void* post;
+    struct Copy {
+        void* to;
+        const void* from;
+        u32 bytes, zeros;
+    };
+    /// Asynchronous copies into shared memory, by group; the last one is still open.
+    std::vector<std::vector<Copy>> copies;
+};
+
+extern Thread* self;
+extern uint3 block_index;
+extern dim3 block_extent, grid_extent;
+
+/// Meets the lanes in `mask` at this call. True for the one that comes last: it combines what lies in
+/// `posts()` and calls `part()`; the others go on only then.
+bool meet(u32 mask, void* post, const char* what, const Place& place);
+void** posts();
+void part(u32 mask);
+/// Waits until `threads` threads have come to the barrier; 0 stands for all of the block.
+void barrier(u32 id, u32 threads, const char* what, const Place& place);
+/// Arrives at a barrier without waiting.
+[[noreturn]] void trap(const char* what, const Place& place);
+
+/// Memory of a static shared array: one address for all threads of a block. `site` is the array's own.
+struct Site {
+    u64 launch = 0;
+    void* memory = nullptr;
+};
+void* static_shared(Site& site, size_t bytes, size_t alignment);
+void* dynamic_shared();
+
+void copy_async(void* to, const void* from, u32 bytes, u32 zeros);
+void copy_commit();
+void copy_wait(u32 groups_left);
+
+}  // namespace standin
