@@ -55,8 +55,10 @@ DEVICE Row finish_row(float z, float max, float rest, float below, const Target&
     row.scale = 1 / float(rows);
     return row;
 }
+/// T p - t, or for the label minus the sum of the others' gradients where that has the smaller terms.
 DEVICE float gradient(const Row& row, bool is_label, float e, float t) {
-    float dz = is_label ? row.weight_of_others - row.weight * row.rest / row.total : row.weight * e / row.total - t;
+    bool from_others = is_label && t >= row.weight_of_others;
+    float dz = from_others ? row.weight_of_others - row.weight * row.rest / row.total : row.weight * e / row.total - t;
     return dz * row.scale;
 }
 DEVICE float4 result_of(float loss, float z, float other, float wrong, float squares, u32 classes) {

@@ -19,6 +19,9 @@ mod gemm;
 mod gpu;
 #[path = "driver/rows.rs"]
 mod rows;
+#[cfg(feature = "cuda")]
+#[path = "driver/tape.rs"]
+mod tape;
 #[path = "driver/tool.rs"]
 mod tool;
 #[path = "driver/update.rs"]

@@ -27,6 +27,22 @@ pub struct Control {
     names: Vec<(String, Kind)>,
 }
 
+#[cfg(feature = "cuda")]
+impl F32Slot {
+    /// Its place in the block, in words of 64 bits.
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl U64Slot {
+    /// Its place in the block, in words of 64 bits.
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
 impl Control {
     /// An empty control block.
     pub fn new() -> Self {
@@ -42,6 +58,12 @@ impl Control {
                 self.values.len() - 1
             }
         }
+    }
+
+    /// All values in the order of their slots, an f32 in the lower half of its word.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn values(&self) -> &[u64] {
+        &self.values
     }
 
     /// The f32 slot of that name; made with `initial` if it is new.

@@ -17,6 +17,9 @@ use std::sync::Arc;
 pub enum Device {
     /// The processor of this machine.
     Cpu(Arc<cpu::Cpu>),
+    /// A GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<cuda::Cuda>),
 }
 
 impl Device {
@@ -28,17 +31,30 @@ impl Device {
         Ok(Device::Cpu(Arc::new(cpu::Cpu::new(threads)?)))
     }
 
-    /// Name as in `--device`: `cpu`.
+    /// The GPU of that name: `cuda:0`.
+    ///
+    /// # Errors
+    /// See [`cuda::Cuda::open`].
+    #[cfg(feature = "cuda")]
+    pub fn cuda(name: &str) -> Result<Device> {
+        Ok(Device::Cuda(Arc::new(cuda::Cuda::open(name)?)))
+    }
+
+    /// Name as in `--device`: `cpu`, `cuda:0`.
     pub fn name(&self) -> String {
         match self {
             Device::Cpu(_) => "cpu".to_owned(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.name().to_owned(),
         }
     }
 
     /// Instruction set or architecture that its kernels are for.
-    pub fn isa(&self) -> &'static str {
+    pub fn isa(&self) -> &str {
         match self {
             Device::Cpu(cpu) => cpu.isa().name(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.architecture(),
         }
     }
 
@@ -46,6 +62,8 @@ impl Device {
     pub fn threads(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.threads(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => 1,
         }
     }
 }

@@ -166,12 +166,17 @@ impl Parameters {
 
     /// How weights are kept packed for products of that precision, where they are.
     fn packing(&self, device: &Device, precision: Precision) -> Option<PackedWeights> {
-        let Device::Cpu(cpu) = device;
+        let isa = match device {
+            Device::Cpu(cpu) => cpu.isa(),
+            // Its kernels read weights as they lie.
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => return None,
+        };
         let multiplied =
             self.infos.iter().filter(|info| info.multiplied && info.shape.elements() > 0);
         let shapes =
             multiplied.map(|info| (info.offset, [info.shape.rows(), info.shape.columns()]));
-        PackedWeights::new(cpu.isa(), precision, shapes)
+        PackedWeights::new(isa, precision, shapes)
     }
 
     /// Bytes of the packed copies that [`Parameters::bind_in`] allocates beside the weights.

@@ -2,6 +2,8 @@
 
 use crate::device::Control;
 use crate::device::cpu::{Isa, Launch};
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 use std::any::Any;
@@ -153,6 +155,14 @@ pub trait Operation: Any + fmt::Debug + Send + Sync {
 
     /// The SIMD kernel for a site; `None` lets [`Operation::naive`] serve.
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
+        let _ = site;
+        None
+    }
+
+    /// The kernels of the GPU for a site; with `None` the tape cannot be compiled for one, and the
+    /// error names the operation.
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
         let _ = site;
         None
     }

@@ -22,6 +22,9 @@
 
 mod backward;
 mod cache;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod naive;
 mod oracle;
 mod plan;
 mod recording;

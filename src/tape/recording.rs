@@ -1,22 +1,23 @@
 //! A compiled tape: a program with its memory, replayed for every batch.
 
+use super::naive::naive_launch;
 use super::plan::{self, Access, Block, MemoryPlan, Place, Reuse, Work};
 use super::{Origin, Region, Store, Tape};
 use crate::device::Device;
-use crate::device::cpu::launch::{Chunk, Launch};
+use crate::device::cpu::launch::Launch;
 use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
 use crate::device::cpu::trace::UnitTime;
 use crate::device::cpu::{Cpu, Memory, Trial};
 use crate::error::{Error, Result};
-use crate::ops::{Cost, Operation, Site, Values, Var};
+use crate::ops::{Cost, Site, Var};
 use crate::tensor::{DType, Element, TensorType};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Region numbers within a program: the arena, the constants, then those of the store.
-const ARENA: usize = 0;
-const CONSTANTS: usize = 1;
-const STORE: usize = 2;
+pub(super) const ARENA: usize = 0;
+pub(super) const CONSTANTS: usize = 1;
+pub(super) const STORE: usize = 2;
 
 /// The place of a region of the store.
 pub(super) fn region_place(region: Region) -> Place {
@@ -52,24 +53,35 @@ pub struct NotFinite {
 }
 
 /// A tensor that the host may write or read.
-struct Port {
-    span: Span,
-    is_input: bool,
-    name: String,
+pub(super) struct Port {
+    pub(super) span: Span,
+    pub(super) is_input: bool,
+    pub(super) name: String,
 }
 
-/// A recorded step, compiled for a device: replaying it allocates nothing.
-pub struct Recording {
-    store: u64,
+/// What a recording needs to run, by device.
+pub(super) enum Engine {
+    Cpu(Box<OnCpu>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<super::cuda::OnCuda>),
+}
+
+pub(super) struct OnCpu {
     device: Arc<Cpu>,
     program: Program,
     arena: Memory,
     constants: Memory,
-    ports: HashMap<Var, Port>,
-    reports: Vec<NodeReport>,
-    memory: MemoryPlan,
+}
+
+/// A recorded step, compiled for a device: replaying it allocates nothing.
+pub struct Recording {
+    pub(super) store: u64,
+    pub(super) engine: Engine,
+    pub(super) ports: HashMap<Var, Port>,
+    pub(super) reports: Vec<NodeReport>,
+    pub(super) memory: MemoryPlan,
     /// Regions of the store that a replay writes.
-    written: Vec<usize>,
+    pub(super) written: Vec<usize>,
 }
 
 impl Tape {
@@ -77,18 +89,22 @@ impl Tape {
     /// (by [`Tape::output`], [`Tape::place`] or an update in place) are left out.
     ///
     /// # Errors
-    /// The store is not the one that the tape was made for.
+    /// The store is not the one that the tape was made for. On a GPU: an operation has no kernel there,
+    /// one does not load or cannot be launched, or the device is out of memory.
     pub fn compile(&self, store: &Store) -> Result<Recording> {
         if store.id() != self.store {
             return Err(Error::operation("compile", "the tape was made for another store"));
         }
+        store.check()?;
         match store.device() {
             Device::Cpu(cpu) => self.compile_for_cpu(Arc::clone(cpu)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => self.compile_for_cuda(cuda, store),
         }
     }
 
     /// Marks the nodes that are needed, and for each tensor whether anybody reads it.
-    fn live(&self) -> (Vec<bool>, Vec<bool>) {
+    pub(super) fn live(&self) -> (Vec<bool>, Vec<bool>) {
         let mut needed = vec![false; self.nodes.len()];
         let mut used = vec![false; self.tensors.len()];
         for (tensor, used) in self.tensors.iter().zip(&mut used) {
@@ -155,26 +171,31 @@ impl Tape {
         fits.then_some((output.index, root.index))
     }
 
-    fn compile_for_cpu(&self, cpu: Arc<Cpu>) -> Result<Recording> {
-        let (needed, used) = self.live();
-
-        // Constants.
+    /// The first byte of each constant that is read, and all of them.
+    pub(super) fn constants(&self, used: &[bool]) -> (HashMap<Var, usize>, Memory) {
         let mut constants = HashMap::new();
-        let mut constant_bytes = 0;
+        let mut bytes = 0;
         for (index, tensor) in self.tensors.iter().enumerate() {
             let var = Var { index: index as u32, tape: self.id };
             if matches!(tensor.origin, Origin::Fill(_)) && used[index] {
-                constants.insert(var, constant_bytes);
-                constant_bytes += tensor.tensor_type.bytes().next_multiple_of(64);
+                constants.insert(var, bytes);
+                bytes += tensor.tensor_type.bytes().next_multiple_of(64);
             }
         }
-        let mut constant_memory = Memory::zeroed(constant_bytes);
+        let mut memory = Memory::zeroed(bytes);
         for (&var, &offset) in &constants {
             let tensor = self.tensor(var);
             if let Origin::Fill(value) = tensor.origin {
-                constant_memory.elements_mut(offset, tensor.tensor_type.elements()).fill(value);
+                memory.elements_mut(offset, tensor.tensor_type.elements()).fill(value);
             }
         }
+        (constants, memory)
+    }
+
+    fn compile_for_cpu(&self, cpu: Arc<Cpu>) -> Result<Recording> {
+        let (needed, used) = self.live();
+        let (constants, constant_memory) = self.constants(&used);
+        let constant_bytes = constant_memory.len();
 
         // Kernels.
         struct Lowered<'t> {
@@ -354,84 +375,37 @@ impl Tape {
                     .collect()
             })
             .collect();
-        let mut ports = HashMap::new();
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            let var = Var { index: index as u32, tape: self.id };
-            let is_input = matches!(tensor.origin, Origin::Input);
-            if is_input || tensor.is_output {
-                let name = self.name(var);
-                ports.insert(var, Port { span: span_of(var, false), is_input, name });
-            }
-        }
+        let ports = self.ports(|var| span_of(var, false));
         let regions = STORE + self.region_bytes.len();
         let program = Program::new(nodes, &stages, regions, cpu.threads());
         let arena = Memory::zeroed(memory.arena_bytes);
         Ok(Recording {
             store: self.store,
-            device: cpu,
-            program,
-            arena,
-            constants: constant_memory,
+            engine: Engine::Cpu(Box::new(OnCpu {
+                device: cpu,
+                program,
+                arena,
+                constants: constant_memory,
+            })),
             ports,
             reports,
             memory,
             written,
         })
     }
-}
 
-/// The oracle as a kernel: what runs where an operation has no kernel of its own.
-fn naive_launch(op: Arc<dyn Operation>, site: &Site<'_>) -> Launch {
-    let (inputs, outputs) = (site.inputs.to_vec(), site.outputs.to_vec());
-    let used = site.used.to_vec();
-    let in_place = op.in_place();
-    Launch::new("naive").serial(move |chunk| {
-        let updates = |i: usize| in_place.iter().find(|&&(_, input)| input == i);
-        let values = |i: usize, tensor_type: &TensorType| -> Values {
-            let mut values = Values::zeros(tensor_type.clone());
-            match updates(i) {
-                Some(_) => {}
-                None => widen(chunk, i, &mut values),
-            }
-            values
-        };
-        let mut given: Vec<Values> =
-            inputs.iter().enumerate().map(|(i, tensor_type)| values(i, tensor_type)).collect();
-        let mut computed: Vec<Values> = outputs.iter().cloned().map(Values::zeros).collect();
-        let mut targets: Vec<Option<&mut [f32]>> = Vec::new();
-        for (i, output) in outputs.iter().enumerate() {
-            assert_eq!(output.dtype, DType::F32, "the naive fallback writes f32 outputs only");
-            let target = chunk.output::<f32>(i);
-            if let Some(&(_, input)) = in_place.iter().find(|&&(output, _)| output == i) {
-                computed[i].data = target.iter().map(|&x| f64::from(x)).collect();
-                given[input].data.clone_from(&computed[i].data);
-            }
-            targets.push(used[i].then_some(target));
-        }
-        op.naive(&given, &mut computed, chunk.control());
-        for (target, computed) in targets.into_iter().zip(&computed) {
-            if let Some(target) = target {
-                for (to, &from) in target.iter_mut().zip(&computed.data) {
-                    *to = from as f32;
-                }
+    /// What the host may write or read, and where it lies.
+    pub(super) fn ports(&self, span_of: impl Fn(Var) -> Span) -> HashMap<Var, Port> {
+        let mut ports = HashMap::new();
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let var = Var { index: index as u32, tape: self.id };
+            let is_input = matches!(tensor.origin, Origin::Input);
+            if is_input || tensor.is_output {
+                let name = self.name(var);
+                ports.insert(var, Port { span: span_of(var), is_input, name });
             }
         }
-    })
-}
-
-fn widen(chunk: &Chunk<'_>, i: usize, values: &mut Values) {
-    let data = &mut values.data;
-    match values.tensor_type.dtype {
-        DType::F32 => fill(data, chunk.input::<f32>(i).iter().map(|&x| f64::from(x))),
-        DType::Bf16 => fill(data, chunk.input::<half::bf16>(i).iter().map(|x| x.to_f64())),
-        DType::U32 => fill(data, chunk.input::<u32>(i).iter().map(|&x| f64::from(x))),
-        DType::U8 => fill(data, chunk.input::<u8>(i).iter().map(|&x| f64::from(x))),
-    }
-}
-
-fn fill(data: &mut [f64], values: impl Iterator<Item = f64>) {
-    for (to, from) in data.iter_mut().zip(values) {
-        *to = from;
+        ports
     }
 }
 
@@ -465,8 +439,14 @@ impl Recording {
         if !self.port(var)?.is_input {
             return Err(Error::operation("write", "this tensor is not an input"));
         }
-        self.arena.elements_mut(span.offset, span.len).copy_from_slice(values);
-        Ok(())
+        match &mut self.engine {
+            Engine::Cpu(cpu) => {
+                cpu.arena.elements_mut(span.offset, span.len).copy_from_slice(values);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(cuda) => cuda.write(span.offset, bytemuck::cast_slice(values)),
+        }
     }
 
     /// Copies an output of the last replay into `values`. Not for tensors in a region of the
@@ -476,16 +456,19 @@ impl Recording {
     /// Not an input or marked output of this recording, or another element type or length.
     pub fn read_into<T: Element>(&self, var: Var, values: &mut [T]) -> Result<()> {
         let span = self.checked_port::<T>(var, values.len())?;
-        let memory = match span.region {
-            ARENA => &self.arena,
-            CONSTANTS => &self.constants,
-            _ => {
-                let problem = "lies in a region of the store: read it there";
-                return Err(Error::operation(format!("'{}'", self.port(var)?.name), problem));
+        if span.region >= STORE {
+            let problem = "lies in a region of the store: read it there";
+            return Err(Error::operation(format!("'{}'", self.port(var)?.name), problem));
+        }
+        match &self.engine {
+            Engine::Cpu(cpu) => {
+                let memory = if span.region == ARENA { &cpu.arena } else { &cpu.constants };
+                values.copy_from_slice(memory.elements(span.offset, span.len));
+                Ok(())
             }
-        };
-        values.copy_from_slice(memory.elements(span.offset, span.len));
-        Ok(())
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(cuda) => cuda.read(span, bytemuck::cast_slice_mut(values)),
+        }
     }
 
     /// An f32 output of the last replay.
@@ -502,7 +485,8 @@ impl Recording {
     /// recording leaves behind are noted.
     fn begin(&self, store: &mut Store) -> Result<()> {
         self.check_store(store)?;
-        store.refresh();
+        store.check()?;
+        store.refresh()?;
         store.note_written(&self.written);
         Ok(())
     }
@@ -520,22 +504,37 @@ impl Recording {
     /// The store is not the one that the recording was made for.
     pub fn replay(&mut self, store: &mut Store) -> Result<()> {
         self.begin(store)?;
-        let (regions, control) = store.parts();
-        let own = [&mut self.arena, &mut self.constants];
-        self.program.replay(self.device.team(), own.into_iter().chain(regions), control);
-        Ok(())
+        match &mut self.engine {
+            Engine::Cpu(cpu) => {
+                let (regions, control) = store.parts();
+                let own = [&mut cpu.arena, &mut cpu.constants];
+                cpu.program.replay(cpu.device.team(), own.into_iter().chain(regions), control);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(cuda) => cuda.replay(store.control()),
+        }
     }
 
     /// As [`Recording::replay`], and says when and where each unit of work ran, with the
     /// nanoseconds of the whole replay.
     ///
     /// # Errors
-    /// As [`Recording::replay`].
+    /// As [`Recording::replay`]; or the device is a GPU, which says nothing of the kind.
     pub fn replay_traced(&mut self, store: &mut Store) -> Result<(Vec<UnitTime>, u64)> {
         self.begin(store)?;
-        let (regions, control) = store.parts();
-        let own = [&mut self.arena, &mut self.constants];
-        Ok(self.program.replay_traced(self.device.team(), own.into_iter().chain(regions), control))
+        match &mut self.engine {
+            Engine::Cpu(cpu) => {
+                let (regions, control) = store.parts();
+                let own = [&mut cpu.arena, &mut cpu.constants];
+                let regions = own.into_iter().chain(regions);
+                Ok(cpu.program.replay_traced(cpu.device.team(), regions, control))
+            }
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => {
+                Err(Error::device(store.device().name(), "replays are traced on the CPU only"))
+            }
+        }
     }
 
     /// Runs the recorded step once, node after node, and gives each node's time in nanoseconds.
@@ -548,13 +547,20 @@ impl Recording {
         mut each: impl FnMut(usize, u64),
     ) -> Result<()> {
         self.begin(store)?;
-        let (regions, control) = store.parts();
-        let own = [&mut self.arena, &mut self.constants];
-        let regions = own.into_iter().chain(regions);
-        self.program.replay_by_node(self.device.team(), regions, control, |node, time, _, _| {
-            each(node, time);
-        });
-        Ok(())
+        match &mut self.engine {
+            Engine::Cpu(cpu) => {
+                let (regions, control) = store.parts();
+                let own = [&mut cpu.arena, &mut cpu.constants];
+                let regions = own.into_iter().chain(regions);
+                let team = cpu.device.team();
+                cpu.program.replay_by_node(team, regions, control, |node, time, _, _| {
+                    each(node, time);
+                });
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(cuda) => cuda.replay_timed(store.control(), each),
+        }
     }
 
     /// Runs the recorded step once, node after node, and reports the first result that is not
@@ -564,28 +570,30 @@ impl Recording {
     /// As [`Recording::replay`].
     pub fn replay_checked(&mut self, store: &mut Store) -> Result<Option<NotFinite>> {
         self.begin(store)?;
-        let (regions, control) = store.parts();
-        let own = [&mut self.arena, &mut self.constants];
-        let regions = own.into_iter().chain(regions);
         let reports = &self.reports;
-        let mut first = None;
-        self.program.replay_by_node(
-            self.device.team(),
-            regions,
-            control,
-            |node, _, spans, read| {
-                for span in spans {
-                    if first.is_none()
-                        && let Some((index, &value)) =
-                            read(span).iter().enumerate().find(|(_, value)| !value.is_finite())
-                    {
-                        first =
-                            Some(NotFinite { place: reports[node].label.clone(), index, value });
+        match &mut self.engine {
+            Engine::Cpu(cpu) => {
+                let (regions, control) = store.parts();
+                let own = [&mut cpu.arena, &mut cpu.constants];
+                let regions = own.into_iter().chain(regions);
+                let team = cpu.device.team();
+                let mut first = None;
+                cpu.program.replay_by_node(team, regions, control, |node, _, spans, read| {
+                    for span in spans {
+                        if first.is_none()
+                            && let Some((index, &value)) =
+                                read(span).iter().enumerate().find(|(_, value)| !value.is_finite())
+                        {
+                            let place = reports[node].label.clone();
+                            first = Some(NotFinite { place, index, value });
+                        }
                     }
-                }
-            },
-        );
-        Ok(first)
+                });
+                Ok(first)
+            }
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(cuda) => cuda.replay_checked(store, reports),
+        }
     }
 
     /// The nodes in the order in which they were recorded.
@@ -609,11 +617,20 @@ impl Recording {
     /// How long replays took with the help of other threads and without, when that was last tried:
     /// short ones are given help only where they gain by it.
     pub fn trial(&self) -> Option<Trial> {
-        self.program.trial()
+        match &self.engine {
+            Engine::Cpu(cpu) => cpu.program.trial(),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => None,
+        }
     }
 
-    /// Stages of a replay: one more than its barriers.
+    /// Stages of a replay: one more than its barriers. On a GPU, where nodes run one after another,
+    /// as many as nodes.
     pub fn stages(&self) -> usize {
-        self.program.stages()
+        match &self.engine {
+            Engine::Cpu(cpu) => cpu.program.stages(),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => self.reports.len(),
+        }
     }
 }

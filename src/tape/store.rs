@@ -2,6 +2,8 @@
 //! control block.
 
 use crate::device::cpu::Memory;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Buffer;
 use crate::device::{Control, Device};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element};
@@ -35,7 +37,14 @@ struct Allocation {
     name: String,
     dtype: DType,
     len: usize,
-    memory: Memory,
+    memory: Held,
+}
+
+/// The memory of a region.
+enum Held {
+    Host(Memory),
+    #[cfg(feature = "cuda")]
+    Cuda(Buffer),
 }
 
 /// Makes the bytes of a derived region from those of its source.
@@ -58,6 +67,8 @@ pub struct Store {
     regions: Vec<Allocation>,
     derived: Vec<Derived>,
     control: Control,
+    /// Why a region is not there: the device had no memory for it.
+    failed: Option<String>,
 }
 
 impl Store {
@@ -70,6 +81,15 @@ impl Store {
             regions: Vec::new(),
             derived: Vec::new(),
             control: Control::new(),
+            failed: None,
+        }
+    }
+
+    /// The error of the first region for which the device had no memory.
+    pub(super) fn check(&self) -> Result<()> {
+        match &self.failed {
+            Some(problem) => Err(Error::device(self.device.name(), problem)),
+            None => Ok(()),
         }
     }
 
@@ -96,7 +116,8 @@ impl Store {
         self.regions.iter().map(|r| (r.len * r.dtype.size(), r.dtype)).collect()
     }
 
-    /// A new region of `len` zeros.
+    /// A new region of `len` zeros. Where a GPU has no memory left for it, whatever is done with the
+    /// store next is an error that says so.
     ///
     /// # Panics
     /// If that is more than the address space holds.
@@ -104,7 +125,15 @@ impl Store {
         let bytes = len.checked_mul(dtype.size());
         let bytes = bytes.unwrap_or_else(|| panic!("region '{name}' of {len} {dtype}: too large"));
         let memory = match self.device {
-            Device::Cpu(_) => Memory::zeroed(bytes),
+            Device::Cpu(_) => Held::Host(Memory::zeroed(bytes)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ref cuda) => {
+                let what = format!("region '{name}' of {len} {dtype}");
+                Held::Cuda(Buffer::zeroed(cuda, &what, bytes).unwrap_or_else(|error| {
+                    self.failed.get_or_insert(problem_of(error));
+                    Buffer::empty(cuda)
+                }))
+            }
         };
         self.regions.push(Allocation { name: name.to_owned(), dtype, len, memory });
         Region { store: self.id, index: self.regions.len() - 1 }
@@ -113,8 +142,17 @@ impl Store {
     /// A new region that holds `values`.
     pub fn upload<T: Element>(&mut self, name: &str, values: &[T]) -> Region {
         let region = self.allocate(name, T::DTYPE, values.len());
-        let memory = &mut self.regions[region.index].memory;
-        copy(memory.elements_mut(0, values.len()), values);
+        match &mut self.regions[region.index].memory {
+            Held::Host(memory) => copy(memory.elements_mut(0, values.len()), values),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(buffer) if self.failed.is_none() => {
+                if let Err(error) = buffer.write(0, bytemuck::cast_slice(values)) {
+                    self.failed = Some(problem_of(error));
+                }
+            }
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => {}
+        }
         region
     }
 
@@ -122,6 +160,7 @@ impl Store {
         if region.store != self.id {
             return Err(Error::operation("store", "the region is one of another store"));
         }
+        self.check()?;
         let found = &self.regions[region.index];
         let fits = offset.checked_add(len).is_some_and(|end| end <= found.len);
         if found.dtype != T::DTYPE || !fits {
@@ -156,8 +195,12 @@ impl Store {
     /// Another element type, past the end, or a region of another store.
     pub fn read<T: Element>(&self, region: Region, offset: usize, values: &mut [T]) -> Result<()> {
         self.checked::<T>(region, offset, values.len())?;
-        let memory = &self.regions[region.index].memory;
-        values.copy_from_slice(memory.elements(offset * size_of::<T>(), values.len()));
+        let start = offset * size_of::<T>();
+        match &self.regions[region.index].memory {
+            Held::Host(memory) => values.copy_from_slice(memory.elements(start, values.len())),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(buffer) => buffer.read(start, bytemuck::cast_slice_mut(values))?,
+        }
         Ok(())
     }
 
@@ -167,8 +210,12 @@ impl Store {
     /// Another element type, past the end, or a region of another store.
     pub fn write<T: Element>(&mut self, region: Region, offset: usize, values: &[T]) -> Result<()> {
         self.checked::<T>(region, offset, values.len())?;
-        let memory = &mut self.regions[region.index].memory;
-        copy(memory.elements_mut(offset * size_of::<T>(), values.len()), values);
+        let start = offset * size_of::<T>();
+        match &mut self.regions[region.index].memory {
+            Held::Host(memory) => copy(memory.elements_mut(start, values.len()), values),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(buffer) => buffer.write(start, bytemuck::cast_slice(values))?,
+        }
         self.note_written(&[region.index]);
         Ok(())
     }
@@ -184,7 +231,16 @@ impl Store {
     ) -> Result<()> {
         self.checked::<T>(region, 0, 0)?;
         let Allocation { memory, len, .. } = &mut self.regions[region.index];
-        write(memory.elements_mut(0, *len));
+        match memory {
+            Held::Host(memory) => write(memory.elements_mut(0, *len)),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(buffer) => {
+                let mut values = vec![T::zeroed(); *len];
+                buffer.read(0, bytemuck::cast_slice_mut(&mut values))?;
+                write(&mut values);
+                buffer.write(0, bytemuck::cast_slice(&values))?;
+            }
+        }
         self.note_written(&[region.index]);
         Ok(())
     }
@@ -227,17 +283,59 @@ impl Store {
     }
 
     /// Brings derived regions up to date.
-    pub(super) fn refresh(&mut self) {
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(super) fn refresh(&mut self) -> Result<()> {
         for derived in self.derived.iter_mut().filter(|derived| derived.stale) {
             let pair = self.regions.get_disjoint_mut([derived.source, derived.target]);
             let Ok([source, target]) = pair else { unreachable!("`derive` checked them") };
-            (derived.refresh)(source.memory.bytes(), target.memory.bytes_mut());
+            match (&source.memory, &mut target.memory) {
+                (Held::Host(source), Held::Host(target)) => {
+                    (derived.refresh)(source.bytes(), target.bytes_mut());
+                }
+                #[cfg(feature = "cuda")]
+                (Held::Cuda(source), Held::Cuda(target)) => {
+                    let [mut from, mut to] = [source.len(), target.len()].map(|len| vec![0; len]);
+                    source.read(0, &mut from)?;
+                    (derived.refresh)(&from, &mut to);
+                    target.write(0, &to)?;
+                }
+                #[cfg(feature = "cuda")]
+                _ => unreachable!("all regions of a store are of one device"),
+            }
             derived.stale = false;
         }
+        Ok(())
     }
 
+    /// The memory of all regions, for a store of the CPU.
     pub(super) fn parts(&mut self) -> (impl Iterator<Item = &mut Memory>, &Control) {
-        (self.regions.iter_mut().map(|region| &mut region.memory), &self.control)
+        let memories = self.regions.iter_mut().map(|region| match &mut region.memory {
+            Held::Host(memory) => memory,
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => unreachable!("a program of the CPU has a store of the CPU"),
+        });
+        (memories, &self.control)
+    }
+
+    /// The memory of all regions, for a store of a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn buffers(&self) -> Vec<&Buffer> {
+        let buffers = self.regions.iter().map(|region| match &region.memory {
+            Held::Cuda(buffer) => buffer,
+            Held::Host(_) => unreachable!("a program of a GPU has a store of that"),
+        });
+        buffers.collect()
+    }
+}
+
+/// What is wrong, without the device's name.
+#[cfg(feature = "cuda")]
+fn problem_of(error: Error) -> String {
+    match error {
+        Error::Device { problem, .. } => problem,
+        other => other.to_string(),
     }
 }
 
@@ -253,7 +351,7 @@ mod tests {
         let region = store.upload("values", &values);
         let copy = store.allocate("copy", DType::U32, values.len());
         store.derive(region, copy, |from, to| to.copy_from_slice(from));
-        store.refresh();
+        store.refresh().expect("a CPU");
         let read = |store: &Store, region| {
             let mut read = vec![0u32; values.len()];
             store.read(region, 0, &mut read).expect("the region is as long");
@@ -263,7 +361,7 @@ mod tests {
         store
             .write_with(region, |all: &mut [u32]| all.iter_mut().for_each(|x| *x += 1))
             .expect("its type");
-        store.refresh();
+        store.refresh().expect("a CPU");
         assert!(read(&store, copy).iter().zip(&values).all(|(found, before)| *found == before + 1));
         assert!(store.write_with(region, |_: &mut [f32]| ()).is_err());
         let other = Store::new(&device).upload("other", &[0u32]);

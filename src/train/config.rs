@@ -69,16 +69,21 @@ impl Precision {
         rows: usize,
         parameters: &Parameters,
     ) -> gemm::Precision {
-        let Device::Cpu(cpu) = device;
         match self {
             Precision::F32 => gemm::Precision::F32,
             Precision::F32Split => gemm::Precision::F32Split,
             Precision::Bf16 => gemm::Precision::Bf16,
             Precision::Auto => {
+                let isa = match device {
+                    Device::Cpu(cpu) => cpu.isa(),
+                    // Not measured there yet.
+                    #[cfg(feature = "cuda")]
+                    Device::Cuda(_) => return gemm::Precision::F32,
+                };
                 let multiplied = parameters.infos().iter().filter(|info| info.multiplied);
                 let shapes: Vec<[usize; 2]> =
                     multiplied.map(|info| [info.shape.rows(), info.shape.columns()]).collect();
-                gemm::choose(cpu.isa(), rows, &shapes).precision
+                gemm::choose(isa, rows, &shapes).precision
             }
         }
     }
@@ -324,9 +329,7 @@ impl Config {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(name: &str) -> Result<Device> {
-    let (_, info) = crate::device::cuda::find(name)?;
-    let problem = format!("{info}: it is there, but training does not run on GPUs yet");
-    Err(Error::device(name, problem))
+    Device::cuda(name)
 }
 
 #[cfg(not(feature = "cuda"))]

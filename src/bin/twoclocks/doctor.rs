@@ -150,4 +150,4 @@ impl Cuda {
 
 /// What a GPU is good for so far.
 #[cfg(feature = "cuda")]
-const TRAINS: &str = "training does not run on GPUs yet";
+const TRAINS: &str = "--device cuda:N trains there, auto does not yet";

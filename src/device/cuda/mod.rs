@@ -3,15 +3,25 @@
 //!
 //! - `driver.rs`: opens the driver, and asks for all it needs before anything is called.
 //! - `kernels.rs`: the PTX that the crate carries.
+//! - `context.rs`: an open device with its stream and the modules that were loaded; `memory.rs`: its memory.
+//! - `launch.rs`: what an operation gives to run; `program.rs`: a whole step of it, as one graph.
 
+mod context;
 mod driver;
 mod kernels;
+mod launch;
+mod memory;
+mod program;
 
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use std::fmt;
 
+pub use context::Cuda;
 pub use kernels::modules;
+pub use launch::{Argument, Kernel, Launches, Place, Task};
+pub use memory::Buffer;
+pub use program::{Bound, Program, Range};
 
 /// A device, as the driver describes it.
 #[derive(Clone, Debug, PartialEq)]

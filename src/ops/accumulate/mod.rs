@@ -1,11 +1,15 @@
 //! `sum += x`, in place: gradients of several batches. f32 of any shape; no gradient rule.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::TensorType;
 
@@ -41,6 +45,11 @@ impl Operation for Accumulate {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site))
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {

@@ -12,6 +12,8 @@
 //! `saved` is that of [`mod@super::unary_gradient`], which does the same for one tensor without a sum.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 mod naive;
 
 use super::unary_gradient::{Kind, UnaryGradient};
@@ -22,6 +24,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
 use std::sync::Arc;
@@ -129,6 +133,11 @@ impl Operation for ActivationBackward {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.activation))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.activation)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

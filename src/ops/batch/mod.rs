@@ -16,10 +16,14 @@
 //! learned.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var};
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::device::{Control, U64Slot};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
@@ -102,6 +106,11 @@ impl Operation for GatherBatch {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.offset))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.offset)
     }
 
     fn gradient(&self, _rule: &mut Rule<'_>) -> Result<()> {

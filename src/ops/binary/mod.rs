@@ -8,6 +8,8 @@
 //! is zero.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{
@@ -15,6 +17,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 
@@ -124,6 +128,11 @@ impl Operation for Binary {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.kind))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.kind)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -1,11 +1,15 @@
 //! `y = x`, in memory of its own. f32 of any shape.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::Result;
 use crate::tensor::TensorType;
 
@@ -37,6 +41,11 @@ impl Operation for Copy {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -15,10 +15,14 @@
 //! 2013; `torch.nn.utils.clip_grad_norm_` for the 1e-6.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var};
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
@@ -93,6 +97,11 @@ impl Operation for GlobalNorm {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(*self, site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(self, site)
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {

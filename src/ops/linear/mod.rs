@@ -14,6 +14,8 @@
 //! `db` a sum), then `dx = dz W^T` and `dW = x^T dz`.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 pub(super) use naive::derivative;
@@ -28,6 +30,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::gemm::{Precision, Spec};
 use crate::tensor::TensorType;
@@ -189,6 +193,12 @@ impl Operation for Linear {
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         let products = products(self, &site.inputs[0], &site.inputs[1]);
         Some(cpu::launch(site, products, self.activation, self.others()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        let products = products(self, &site.inputs[0], &site.inputs[1]);
+        cuda::launch(products, self.activation, self.others())
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

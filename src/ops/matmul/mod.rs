@@ -18,6 +18,8 @@
 //! done by one thread. The gradients are products again: `dA = dC op(B)^T`, `dB = op(A)^T dC`.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 pub(super) mod naive;
 
 use super::linear::{Activation, derivative};
@@ -27,6 +29,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::{Launches, Place};
 use crate::error::{Error, Result};
 use crate::gemm::{Precision, Spec, Transpose};
 use cpu::Others;
@@ -242,6 +246,18 @@ impl Operation for Matmul {
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         let products = self.known(&site.inputs[0].shape, &site.inputs[1].shape);
         Some(cpu::launch(site, products, 0, self.others(), cpu::masking(site, self.mask)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        let products = self.known(&site.inputs[0].shape, &site.inputs[1].shape);
+        let Others { packed: None, saved, .. } = self.others() else { return None };
+        let saved = saved.map_or(Place::Null, Place::Input);
+        let epilogue = cuda::Epilogue { saved, mask: self.mask, ..cuda::Epilogue::to(Place::Output(0)) };
+        let mut launches = Launches::new();
+        let operands = [Place::Input(0), Place::Input(1)];
+        cuda::product(&mut launches, products, operands, &epilogue)?;
+        Some(launches)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -14,12 +14,16 @@
 //! line that is read before it is written, 12 of 40 bytes under AdamW) falls away.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::update::{Decay, Segment, Update, UpdateSlots};
 use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var, update};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::gemm::{PackedWeight, PackedWeights, Precision, Spec};
 use crate::tensor::{DType, TensorType};
@@ -147,6 +151,11 @@ impl Operation for ProductUpdate {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(self, site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(self, site)
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {

@@ -7,6 +7,8 @@
 //! maximum is exact. The gradient of a maximum goes in equal parts to all elements that attain it.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::broadcast::insert_and_broadcast;
@@ -16,6 +18,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 
@@ -186,6 +190,11 @@ impl Operation for Reduce {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.kind, &self.reduced(&site.inputs[0].shape)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.kind, &self.reduced(&site.inputs[0].shape))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -40,6 +40,8 @@
 //! 5 ulp of the exponential (the more the further it is from 1).
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(super) mod naive;
 #[cfg(test)]
 mod tests;
@@ -48,6 +50,8 @@ use super::broadcast::Broadcast;
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, TensorType};
 use std::sync::Arc;
@@ -140,6 +144,11 @@ impl Operation for SoftmaxCrossEntropy {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.targets))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.targets)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

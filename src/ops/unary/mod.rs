@@ -7,6 +7,8 @@
 //! a unit in the last place in the square root. The gradient of `max(x, 0)` at 0 is 0.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(super) mod naive;
 
 use super::unary_gradient::{self, unary_gradient};
@@ -15,6 +17,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::Result;
 use crate::tensor::TensorType;
 
@@ -162,6 +166,11 @@ impl Operation for Unary {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.kind))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site, self.kind))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -8,6 +8,8 @@
 //! larger. It is differentiable again, in `v` and in `dy`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{
@@ -16,6 +18,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 
@@ -92,6 +96,11 @@ impl Operation for UnaryGradient {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.kind))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.kind)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -37,10 +37,14 @@
 //! place of epsilon and the order of operations.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 pub(super) mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var};
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::{Launches, Place};
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};
 use crate::gemm::{PackedWeight, PackedWeights};
@@ -393,6 +397,28 @@ impl Operation for Update {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(self, site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        let moment = |i: usize| match i < self.rule.moments() {
+            true => Place::Output(1 + i),
+            false => Place::Null,
+        };
+        let given = |has: bool, input: usize| if has { Place::Input(input) } else { Place::Null };
+        let scalars = self.scalars();
+        let statistics = self.statistics_output();
+        let places = cuda::Places {
+            weights: Place::Output(0),
+            gradients: Place::Input(1),
+            moments: [moment(0), moment(1)],
+            guard: given(self.has_guard, scalars.start),
+            factor: given(self.has_factor, scalars.end.saturating_sub(1)),
+            statistics: if site.used[statistics] { Place::Output(statistics) } else { Place::Null },
+        };
+        let mut launches = Launches::new();
+        cuda::launch(&mut launches, self, places)?;
+        Some(launches)
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {

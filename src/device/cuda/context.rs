@@ -1,0 +1,255 @@
+//! One device that is open: its context, one stream, and the modules that were loaded.
+#![allow(unsafe_code)]
+
+use super::{Info, driver, find, modules};
+use crate::error::{Error, Result};
+use cudarc::driver::sys::{
+    self, CUfunction_attribute_enum as FunctionAttribute, CUjit_option_enum,
+};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bytes of dynamic shared memory that every launch may have; for more a kernel must be told.
+const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+/// Bytes of the log of the driver's compiler.
+const LOG: usize = 16 << 10;
+
+/// An open device. All work of the crate goes to its one stream, in order.
+pub struct Cuda {
+    info: Info,
+    name: String,
+    driver: String,
+    architecture: String,
+    stand_in: bool,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Bytes of shared memory that a block may have where the kernel was told.
+    shared_limit: u32,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    kernels: HashMap<String, Function>,
+}
+
+/// A kernel of a module that is loaded, for as long as its device is open.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Function(pub(super) sys::CUfunction);
+
+// SAFETY: the driver's handles may be used from any thread that has made the context its own, which
+// every method here does before it calls anything else.
+unsafe impl Send for Cuda {}
+// SAFETY: as above; what changes is behind a mutex, and the driver's calls are safe from many threads.
+unsafe impl Sync for Cuda {}
+// SAFETY: as above.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl Cuda {
+    /// Opens the device of that name: `cuda:0`.
+    ///
+    /// # Errors
+    /// As [`find`]; or the device is there and refuses, as one that others have for themselves.
+    pub fn open(name: &str) -> Result<Cuda> {
+        let (driver, info) = find(name)?;
+        let name = format!("cuda:{}", info.ordinal);
+        let refused = |problem: String| Error::device(&name, problem);
+        let device = driver::device(info.ordinal).map_err(refused)?;
+        let which =
+            sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_limit = driver::attribute(device, which).map_err(refused)?;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the device is one of the driver's; released in `drop`.
+        driver::check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })
+            .map_err(refused)?;
+        let mut cuda = Cuda {
+            architecture: format!("sm_{}{}", info.capability.0, info.capability.1),
+            name: name.clone(),
+            driver: driver.version,
+            stand_in: driver.stand_in,
+            info,
+            device,
+            context,
+            stream: std::ptr::null_mut(),
+            shared_limit,
+            loaded: Mutex::default(),
+        };
+        cuda.enter()?;
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the context is this thread's; the stream is destroyed in `drop`. One that blocks
+        // could not be captured.
+        let made = unsafe { sys::cuStreamCreate(&mut cuda.stream, flags) };
+        cuda.check("a stream", made)?;
+        Ok(cuda)
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// `cuda:0`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Version of CUDA that the driver supports: `12.4`.
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// `sm_90`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Whether it is no GPU, but the stand-in of the crate's tests.
+    pub fn is_stand_in(&self) -> bool {
+        self.stand_in
+    }
+
+    /// Bytes of shared memory that a block may have.
+    pub(super) fn shared_limit(&self) -> u32 {
+        self.shared_limit
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Makes the context this thread's: before every call that needs one.
+    pub(super) fn enter(&self) -> Result<()> {
+        // SAFETY: the context is retained until `drop`.
+        self.check("its context", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// The error of a call on this device, with what was called for.
+    pub(super) fn check(&self, what: &str, result: sys::CUresult) -> Result<()> {
+        driver::check(result).map_err(|e| Error::device(&self.name, format!("{what}: {e}")))
+    }
+
+    /// Waits until all that was given to the device is done.
+    ///
+    /// # Errors
+    /// Something of it failed; then the device is of no more use to this process.
+    pub fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the stream is this device's, until `drop`.
+        self.check("a kernel or copy before this", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        // Handles are added whole: nothing is left halfway where a holder panicked.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A kernel of one of [`modules`], for launches with so many bytes of dynamic shared memory. The
+    /// module is loaded at its first use: the driver compiles its PTX for this device, and keeps the
+    /// result for later processes.
+    pub(super) fn function(&self, module: &str, kernel: &str, shared: u32) -> Result<Function> {
+        self.enter()?;
+        let mut loaded = self.loaded();
+        let function = match loaded.kernels.get(kernel) {
+            Some(&function) => function,
+            None => {
+                let Some(&(module, text)) = modules().iter().find(|(name, _)| *name == module)
+                else {
+                    let problem = format!("this build has no module of kernels '{module}'");
+                    return Err(Error::device(&self.name, problem));
+                };
+                let handle = match loaded.modules.get(module) {
+                    Some(&handle) => handle,
+                    None => {
+                        let handle = self.load(module, text)?;
+                        loaded.modules.insert(module, handle);
+                        handle
+                    }
+                };
+                let name =
+                    CString::new(kernel).map_err(|e| Error::device(&self.name, e.to_string()))?;
+                let mut function = std::ptr::null_mut();
+                // SAFETY: the module is loaded, and the name ends with a zero.
+                let result =
+                    unsafe { sys::cuModuleGetFunction(&mut function, handle, name.as_ptr()) };
+                self.check(&format!("kernel {kernel} of {module}"), result)?;
+                loaded.kernels.insert(kernel.to_owned(), Function(function));
+                Function(function)
+            }
+        };
+        if shared > SHARED_WITHOUT_ASKING {
+            let which = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
+            // SAFETY: the function is of a module that is loaded.
+            let result = unsafe { sys::cuFuncSetAttribute(function.0, which, bytes) };
+            self.check(&format!("kernel {kernel}: {shared} bytes of shared memory"), result)?;
+        }
+        Ok(function)
+    }
+
+    fn load(&self, name: &str, text: &str) -> Result<sys::CUmodule> {
+        let image = CString::new(text).map_err(|e| Error::device(&self.name, e.to_string()))?;
+        let mut log = vec![0u8; LOG];
+        // Values are of the width of an address, whatever they are.
+        let mut options = [
+            CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER,
+            CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        let mut values: [*mut c_void; 2] =
+            [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(LOG)];
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the image ends with a zero; both options have their value, and the log has as many
+        // bytes as is said and outlives the call. Unloaded in `drop`.
+        let result = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut module,
+                image.as_ptr().cast(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        let log = String::from_utf8_lossy(&log);
+        let log = log.trim_end_matches('\0').trim();
+        let target = text.lines().find_map(|line| line.strip_prefix(".target ")).unwrap_or("?");
+        let what = format!(
+            "the kernels of {name}.ptx (for {target} and later) do not load on {}{}{log}",
+            self.architecture,
+            if log.is_empty() { "" } else { ": " },
+        );
+        self.check(&what, result)?;
+        Ok(module)
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.info)
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // What fails here has failed before, and was said then.
+        if self.enter().is_err() {
+            return;
+        }
+        // SAFETY: buffers, graphs and pinned memory hold an `Arc` of this device, so nothing uses the
+        // stream and the modules any more once its work is done; each handle is given back once.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = sys::cuStreamSynchronize(self.stream);
+                let _ = sys::cuStreamDestroy_v2(self.stream);
+            }
+            for &module in self.loaded().modules.values() {
+                let _ = sys::cuModuleUnload(module);
+            }
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
