@@ -171,12 +171,11 @@ impl Cuda {
                         handle
                     }
                 };
-                let name =
+                let text =
                     CString::new(kernel).map_err(|e| Error::device(&self.name, e.to_string()))?;
-                let mut function = std::ptr::null_mut();
-                // SAFETY: the module is loaded, and the name ends with a zero.
-                let result =
-                    unsafe { sys::cuModuleGetFunction(&mut function, handle, name.as_ptr()) };
+                let (mut function, name) = (std::ptr::null_mut(), text.as_ptr());
+                // SAFETY: the module is loaded; the name is that of `text`, and ends with a zero.
+                let result = unsafe { sys::cuModuleGetFunction(&mut function, handle, name) };
                 self.check(&format!("kernel {kernel} of {module}"), result)?;
                 loaded.kernels.insert(kernel.to_owned(), Function(function));
                 Function(function)

@@ -9,7 +9,7 @@ use twoclocks::ops::layer_norm::LayerNorm;
 use twoclocks::ops::layer_norm_backward::LayerNormBackward;
 use twoclocks::ops::softmax::Softmax;
 use twoclocks::ops::softmax_backward::SoftmaxBackward;
-use twoclocks::ops::{Operation, Recorder, Var};
+use twoclocks::ops::{Cost, Operation, Recorder, Var};
 use twoclocks::tape::{Recording, Store};
 use twoclocks::{Device, Result, Tape};
 
@@ -56,6 +56,13 @@ fn turns(
     Ok((seconds, rates))
 }
 
+fn row(work: String, batch: usize, cost: Cost, (seconds, updates): (Vec<f64>, Vec<f64>)) -> Row {
+    let Cost { flops, bytes } = cost;
+    let (items, precision) = (batch as f64, Precision::F32);
+    let operands = None;
+    Row { work, items, batch, precision, operands, flops, bytes, seconds, updates, start: None }
+}
+
 /// Times the last node of a recording beside the loop, when the others have run.
 pub(super) fn timed_last(
     work: String,
@@ -78,10 +85,7 @@ pub(super) fn timed_last(
         // What `repeat` does to warm up is not timed.
         Ok(seconds.split_off(seconds.len() - timed.len()))
     })?;
-    let (flops, bytes) = (cost.flops, cost.bytes);
-    let (items, precision) = (batch as f64, Precision::F32);
-    let operands = None;
-    Ok(Row { work, items, batch, precision, operands, flops, bytes, seconds, updates, start: None })
+    Ok(row(work, batch, cost, (seconds, updates)))
 }
 
 /// Times a recording beside the loop.
@@ -95,10 +99,7 @@ pub(super) fn timed(
     let cost = recording.cost();
     let (seconds, updates) =
         beside_updates(cpu, cost.bytes, budget, || recording.replay(&mut store))?;
-    let (flops, bytes) = (cost.flops, cost.bytes);
-    let (items, precision) = (batch as f64, Precision::F32);
-    let operands = None;
-    Ok(Row { work, items, batch, precision, operands, flops, bytes, seconds, updates, start: None })
+    Ok(row(work, batch, cost, (seconds, updates)))
 }
 
 /// Rows over `[rows, columns]` of one operation and of its gradient.
