@@ -17,6 +17,12 @@ mod elementwise;
 mod gemm;
 #[path = "driver/gpu.rs"]
 mod gpu;
+#[cfg(feature = "cuda")]
+#[path = "driver/index.rs"]
+mod index;
+#[cfg(feature = "cuda")]
+#[path = "driver/operations.rs"]
+mod operations;
 #[path = "driver/rows.rs"]
 mod rows;
 #[cfg(feature = "cuda")]
@@ -24,6 +30,9 @@ mod rows;
 mod tape;
 #[path = "driver/tool.rs"]
 mod tool;
+#[cfg(feature = "cuda")]
+#[path = "driver/training.rs"]
+mod training;
 #[path = "driver/update.rs"]
 mod update;
 

@@ -6,6 +6,8 @@
 pub mod case;
 mod layout;
 pub mod operation;
+#[cfg(feature = "cuda")]
+mod places;
 mod segments;
 
 pub use case::{Case, CaseInput, Entry, Fill, Tolerance};
