@@ -8,24 +8,33 @@ use crate::on_stand_in;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use twoclocks::data::Split;
+use twoclocks::device::Control;
 use twoclocks::gemm::Precision;
 use twoclocks::nn::{Parameters, Sequential};
-use twoclocks::ops::{Case, TABLE, Tolerance};
+use twoclocks::ops::{Case, TABLE, Tolerance, Values};
 use twoclocks::train::{TrainOptions, Trainer, recipe};
-use twoclocks::{DType, Device, Error, Recorder, Store, Tape, ops};
+use twoclocks::{DType, Device, Error, Recorder, Store, Tape, TensorType, ops};
 
 /// Operations with kernels for GPUs. Views, as `reshape` is, need none.
-const HAVE_KERNELS: [&str; 14] = [
+const HAVE_KERNELS: [&str; 22] = [
     "accumulate",
     "activation_backward",
     "batch",
     "binary",
     "copy",
     "global_norm",
+    "layer_norm",
+    "layer_norm_backward",
     "linear",
+    "linear_cross_entropy",
+    "log_softmax",
     "matmul",
     "product_update",
     "reduce",
+    "rms_norm",
+    "rms_norm_backward",
+    "softmax",
+    "softmax_backward",
     "softmax_cross_entropy",
     "unary",
     "unary_gradient",
@@ -241,16 +250,42 @@ fn nothing_is_read_before_it_is_waited_for() {
     assert_eq!(found.len(), 1, "{found:?}");
 }
 
+/// An operation of a user's that runs on the CPU alone.
+#[derive(Debug)]
+struct WithoutKernel;
+
+impl ops::Operation for WithoutKernel {
+    fn name(&self) -> &'static str {
+        "without_kernel"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, Error> {
+        Ok(inputs.to_vec())
+    }
+
+    fn naive(&self, inputs: &[Values], outputs: &mut [Values], _control: &Control) {
+        outputs[0].data.clone_from(&inputs[0].data);
+    }
+
+    fn gradient(&self, _rule: &mut ops::Rule<'_>) -> Result<(), Error> {
+        Err(Error::gradient(self.name(), "there is no rule"))
+    }
+
+    fn cost(&self, site: &ops::Site<'_>) -> ops::Cost {
+        ops::Cost::of(0.0, site)
+    }
+}
+
 on_stand_in! {
     fn what_cannot_be_compiled_is_named() {
         let device = device();
         let mut store = Store::new(&device);
         let mut tape = Tape::new(&store);
         let x = tape.input("x", [4, 3]).expect("input");
-        let y = tape.scoped("head", |tape| ops::softmax(tape, x)).expect("softmax");
+        let y = tape.scoped("head", |tape| ops::push_one(tape, WithoutKernel, &[x])).expect("fits");
         tape.output(y).expect("output");
         let error = tape.compile(&store).map(|_| ()).expect_err("no kernel").to_string();
-        assert!(error.contains("cuda:0") && error.contains("head/softmax"), "{error}");
+        assert!(error.contains("cuda:0") && error.contains("head/without_kernel"), "{error}");
         assert!(error.contains("[4, 3]"), "{error}");
         // More rows of a batch than there may be blocks along y.
         let rows = 70_000;
