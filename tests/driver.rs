@@ -19,6 +19,8 @@ mod elementwise;
 mod gemm;
 #[path = "driver/gpu.rs"]
 mod gpu;
+#[path = "driver/hopper.rs"]
+mod hopper;
 #[path = "driver/rows.rs"]
 mod rows;
 #[cfg(feature = "cuda")]

@@ -109,14 +109,18 @@ void* dynamic_shared() {
 }
 
 void* of_block(const void* shared, u32 rank, const Place& place) {
-    Machine& k = *machine;
-    Block& own = home();
-    if (rank >= k.together) trap("a rank that the cluster does not have", place);
-    Block& other = *k.blocks[rank];
+    if (rank >= machine->together) trap("a rank that the cluster does not have", place);
+    unsigned char* there = of_rank(shared, rank);
+    if (!there) trap("an address that is not in the block's shared memory", place);
+    return there;
+}
+
+unsigned char* of_rank(const void* shared, u32 rank) {
+    Block &own = home(), &other = *machine->blocks[rank];
     auto at = (unsigned char*)shared;
     if (at >= own.static_end - STATIC_SHARED && at <= own.static_end) return other.static_end - (own.static_end - at);
     if (at >= own.dynamic_end - DYNAMIC_SHARED && at <= own.dynamic_end) return other.dynamic_end - (own.dynamic_end - at);
-    trap("an address that is not in the block's shared memory", place);
+    return nullptr;
 }
 
 void cluster_arrive(const Place& place) {

@@ -60,12 +60,15 @@ impl Gpu {
     }
 }
 
-/// PTX of a kernel that does nothing: parameters as `.u64`, `.u32`, ...
+/// PTX of a kernel that does nothing: parameters as `.u64`, `.u32`, ..., `map` for a tensor map.
 pub fn image(name: &str, threads: u32, parameters: &[&str]) -> String {
     let parameters: Vec<String> = parameters
         .iter()
         .enumerate()
-        .map(|(i, kind)| format!(".param {kind} {name}_param_{i}"))
+        .map(|(i, kind)| match *kind {
+            "map" => format!(".param .align 64 .b8 {name}_param_{i}[128]"),
+            kind => format!(".param {kind} {name}_param_{i}"),
+        })
         .collect();
     let parameters = parameters.join(", ");
     format!(

@@ -125,8 +125,13 @@ u32 choose(u32 bits) {
 /// The next thread that can go on, or null. A warp goes on until none of its lanes can, except in shuffled order.
 static Thread* next() {
     Machine& k = *machine;
-    if (!k.runnable_blocks) return nullptr;
     bool shuffled = k.order.kind == Order::Shuffle;
+    if (!k.transfers.empty()) {
+        if (shuffled && random_bits() >> 61 == 0) land();
+        while (!k.runnable_blocks && land()) {
+        }
+    }
+    if (!k.runnable_blocks) return nullptr;
     if (!(k.runnable_blocks >> k.block & 1) || (shuffled && k.together > 1)) k.block = choose(k.runnable_blocks);
     Block& block = *k.blocks[k.block];
     if (!(block.runnable_warps >> block.warp & 1) || shuffled) block.warp = choose(block.runnable_warps);
@@ -171,6 +176,7 @@ std::string thread_name(const Thread& thread) {
 
 std::string where(const Thread& thread) {
     std::string text = thread_name(thread) + " waits for " + thread.waits_for;
+    if (thread.waits_for == MBARRIER && thread.asleep) text += mbarrier_state(thread.asleep);
     if (thread.exited) return thread_name(thread) + " has returned";
     char line[16];
     snprintf(line, sizeof line, ":%u", thread.place.line());
@@ -205,7 +211,11 @@ void fiber() {
     k.launch->kernel->call(k.values);
     self->exited = true;
     self->waits_for = "nothing: it has returned";
-    if (--block.alive == 0 && k.together > 1) show(block, false);
+    if (--block.alive == 0) {
+        std::string problem = mbarrier_problem(block);
+        if (!problem.empty()) fail(problem);
+        if (k.together > 1) show(block, false);
+    }
     stop_running(*self);
     leave();
     abort();  // nobody goes back to a thread that has returned
@@ -225,15 +235,25 @@ std::string divergence() {
     all([&](Thread& thread) { return !thread.exited && (first = &thread); });
     // The report is of its block.
     self = const_cast<Thread*>(first);
-    std::string text = "divergence: " + where(*first);
-    const Thread* other = nullptr;
+    // One thread of each kind; some of those that wait differ in nothing but their number.
+    std::vector<const Thread*> kinds;
     all([&](Thread& thread) {
-        bool same = !thread.exited && thread.place.line() == first->place.line()
-            && !strcmp(thread.waits_for, first->waits_for);
-        return !same && (other = &thread);
+        for (const Thread* known : kinds) {
+            bool same = thread.exited == known->exited && thread.asleep == known->asleep
+                && (thread.exited || (thread.place.line() == known->place.line() && !strcmp(thread.waits_for, known->waits_for)));
+            if (same) return false;
+        }
+        kinds.push_back(&thread);
+        return kinds.size() == 8;
     });
-    if (other) return text + ", but " + where(*other);
-    return text + ", and so do all others: it names threads that do not exist";
+    bool asleep = false;
+    for (const Thread* one : kinds) asleep |= one->waits_for == MBARRIER && !one->exited;
+    std::string text = (asleep ? "deadlock: " : "divergence: ") + where(*first);
+    for (const Thread* one : kinds) {
+        if (one != first) text += ", but " + where(*one);
+    }
+    if (kinds.size() == 1) text += ", and so do all others: it names threads that do not exist";
+    return text;
 }
 
 void on_signal(int number, siginfo_t* info, void* context) {
@@ -380,6 +400,9 @@ void prepare(Block& block, uint3 index_of_block) {
         thread.index = index;
         thread.linear = i;
         thread.exited = thread.arrived = false;
+        thread.asleep = nullptr;
+        thread.store_groups = 0;
+        if (!thread.products.empty()) thread.products.clear();
         thread.waits_for = "its first turn";
         if (!thread.copies.empty()) thread.copies.clear();
         // Not all at the same offset in a page: they would share a few lines of the cache.
@@ -399,6 +422,8 @@ std::string run_cluster(uint3 number, uint3& index) {
     dim3 c = cluster_extent;
     k.cluster_arrived = 0;
     k.sleepers.clear();
+    k.transfers.clear();
+    k.mbarriers.clear();
     for (u32 rank = 0; rank < k.together; rank++) {
         prepare(*k.blocks[rank], {number.x * c.x + rank % c.x, number.y * c.y + rank / c.x % c.y,
                                   number.z * c.z + rank / c.x / c.y});

@@ -90,6 +90,27 @@ const std::string& last_report();
 
 // What follows is called by kernels.
 
+/// What cuTensorMapEncodeTiled writes here: a tensor in device memory, and the box that is copied at a time.
+struct TensorMap {
+    static constexpr u64 MAGIC = 0x70616d20726f7364;
+    u64 magic;
+    unsigned char* address;
+    /// Bytes from one to the next along each axis, extents, and those of the box; innermost first.
+    u64 strides[3];
+    u32 extents[3], box[3];
+    u32 element_bytes, rank;
+    u64 unused[7];
+};
+static_assert(sizeof(TensorMap) == 128);
+
+/// d (+)= a b by a warpgroup, one thread's part; see kernels/common/hopper.cuh.
+struct Product {
+    u64 a, b;
+    float* d;
+    u32 n;
+    bool a_mn, b_mn, add;
+};
+
 /// A block, as its threads see it.
 struct Home {
     uint3 index;
@@ -121,6 +142,10 @@ struct Thread {
     };
     /// Asynchronous copies into shared memory, by group; the last one is still open.
     std::vector<std::vector<Copy>> copies;
+    /// Products of its warpgroup, the same.
+    std::vector<std::vector<Product>> products;
+    /// Groups of stores of tiles that it has closed.
+    u32 store_groups;
 };
 
 extern Thread* self;
@@ -138,6 +163,19 @@ void cluster_arrive(const Place& place);
 void cluster_wait(const Place& place);
 /// The same place of shared memory in another block of the cluster.
 void* of_block(const void* shared, u32 rank, const Place& place);
+/// Barriers in shared memory. An arrival may come with bytes to wait for.
+u32 shared_address(const void* shared, const Place& place);
+void mbarrier_init(u64* at, u32 count, const Place& place);
+void mbarrier_arrive(u64* at, u32 bytes, const Place& place);
+void mbarrier_wait(u64* at, u32 parity, const Place& place);
+/// Copies of tiles, which land some time later.
+void tile_load(void* to, const TensorMap& map, uint3 at, u64* barrier, u32 blocks, const Place& place);
+void tile_store(const TensorMap& map, const void* from, uint3 at, const Place& place);
+void commit_stores();
+void wait_stores(u32 groups_left);
+void multiply(const Product& product, const Place& place);
+void commit_products();
+void wait_products(u32 groups_left);
 /// What a device does at an instruction that it refuses.
 [[noreturn]] void trap(const char* what, const Place& place);
 

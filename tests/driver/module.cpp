@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -60,6 +61,8 @@ CUresult load(void** handle, const void* data, Logs logs) {
     bool fits = image.is_ptx ? image.target <= d.capability
                              : image.target / 10 == d.capability / 10 && image.target <= d.capability;
     if (image.exact) fits = image.target == d.capability;
+    const char* cubins = getenv("TWOCLOCKS_STANDIN_CUBIN");
+    if (!image.is_ptx && cubins && !strcmp(cubins, "refuse")) fits = false;
     if (!fits) return refuse(NO_BINARY_FOR_GPU, "the image is for sm_" + std::to_string(image.target));
     for (auto& entry : image.entries) {
         const Kernel* kernel = find_kernel(entry.name);
@@ -319,4 +322,36 @@ API cuLaunchKernelEx(const LaunchConfiguration* c, void* function, void** parame
     }
     return launch(function, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared,
                   c->stream, parameters, extra, cluster);
+}
+
+// Tensor maps ---------------------------------------------------------------------------------------
+
+/// Tiled, with the swizzle of 128 bytes and zeros outside: what kernels/common/hopper.cuh has.
+API cuTensorMapEncodeTiled(void* to, int type, u32 rank, void* address, const u64* extents, const u64* strides,
+                           const u32* box, const u32* element_strides, int interleave, int swizzle, int promotion, int fill) {
+    if (!to || u64(to) % 64 || !address || u64(address) % 16) return INVALID_VALUE;
+    constexpr int SHORT = 9, FLOAT = 7, SWIZZLE_128 = 3;
+    if (rank < 2 || rank > 3 || (type != SHORT && type != FLOAT) || swizzle != SWIZZLE_128 || interleave || fill) {
+        fprintf(stderr, "stand-in: a tensor map of a kind that is not supported\n");
+        return NOT_SUPPORTED;
+    }
+    if (promotion < 0 || promotion > 3) return INVALID_VALUE;
+    TensorMap map = {};
+    map.magic = TensorMap::MAGIC;
+    map.address = (unsigned char*)address;
+    map.rank = rank;
+    map.element_bytes = type == SHORT ? 2 : 4;
+    map.strides[0] = map.element_bytes;
+    for (u32 i = 0; i < 3; i++) {
+        bool there = i < rank;
+        if (there && (!extents[i] || extents[i] > 1ull << 32 || !box[i] || box[i] > 256 || element_strides[i] != 1)) return INVALID_VALUE;
+        map.extents[i] = there ? u32(extents[i]) : 1;
+        map.box[i] = there ? box[i] : 1;
+        if (there && i && (strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40)) return INVALID_VALUE;
+        if (there && i) map.strides[i] = strides[i - 1];
+    }
+    // The box's rows: as long as the pattern.
+    if (map.box[0] * map.element_bytes > 128 || map.box[0] * map.element_bytes % 16) return INVALID_VALUE;
+    memcpy(to, &map, sizeof map);
+    return SUCCESS;
 }

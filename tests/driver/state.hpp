@@ -37,6 +37,20 @@ struct Block : Home {
     bool there;
 };
 
+/// A copy of a tile that is under way.
+struct Transfer {
+    TensorMap map;
+    uint3 at;
+    /// In the shared memory of the block that asked for it.
+    unsigned char* shared;
+    Thread* thread;
+    /// Of a load: where bytes are counted, and a bit for each block that gets the tile.
+    u64* barrier;
+    u32 blocks;
+    /// Of a store: the thread's group.
+    u32 group;
+};
+
 struct Machine {
     Block* blocks[MAX_CLUSTER];
     /// Of the launch: blocks of a cluster, threads of a block.
@@ -53,6 +67,8 @@ struct Machine {
     void* values[64];
     /// Threads that sleep, and the barrier of the cluster.
     std::vector<Thread*> sleepers;
+    std::vector<Transfer> transfers;
+    std::vector<u64*> mbarriers;
     u64 cluster_phase;
     u32 cluster_arrived;
 
@@ -101,5 +117,14 @@ inline void make_runnable(Block& block, u32 warp, u32 lanes) {
 /// Waits until somebody wakes who sleeps on `what`.
 void sleep_on(const void* what, const char* waits_for, const Place& place);
 void wake(const void* what);
+/// The same place of shared memory in another block; null if it is none of this thread's block.
+unsigned char* of_rank(const void* shared, u32 rank);
+/// Lets a copy of a tile land, if one is under way.
+bool land();
+/// What a barrier in shared memory still waits for.
+std::string mbarrier_state(const void* at);
+/// What is wrong with the barriers of a block that returns.
+std::string mbarrier_problem(const Block& block);
+extern const char* const MBARRIER;
 
 }  // namespace standin

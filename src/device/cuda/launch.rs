@@ -2,6 +2,7 @@
 //! one after another. Plain data: addresses are put in when the whole tape is laid out.
 
 use crate::device::Target;
+use crate::tensor::DType;
 use std::fmt;
 
 /// Blocks of a cluster that every device with clusters can run.
@@ -24,6 +25,22 @@ pub enum Place {
     Control,
 }
 
+/// A tensor that kernels copy in tiles whose rows are 128 bytes long: `TensorMap` of `kernels/common/hopper.cuh`. Axes are
+/// in order from the innermost one; there are two for bf16, three for f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tiles {
+    /// The first element. Where that is no multiple of 16 bytes, or null, the kernel gets zeros and may not use the map.
+    pub tensor: Place,
+    /// `Bf16` or `F32`.
+    pub dtype: DType,
+    /// Elements along each axis.
+    pub extents: Vec<usize>,
+    /// Elements from one to the next along each axis but the first: multiples of 16 bytes.
+    pub strides: Vec<usize>,
+    /// Rows of a tile.
+    pub rows: u32,
+}
+
 /// An argument of a kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Argument {
@@ -37,6 +54,8 @@ pub enum Argument {
     Address(Place),
     /// A struct by value of these members in order, as C lays them out.
     Struct(Vec<Argument>),
+    /// A tensor map, which is an argument of its own and no member.
+    Tiles(Tiles),
 }
 
 impl From<u32> for Argument {
@@ -67,6 +86,7 @@ impl Argument {
             Argument::U32(_) | Argument::F32(_) => 4,
             Argument::U64(_) | Argument::Address(_) => 8,
             Argument::Struct(members) => members.iter().map(Argument::alignment).max().unwrap_or(1),
+            Argument::Tiles(_) => 64,
         }
     }
 
@@ -84,6 +104,9 @@ impl Argument {
             Argument::Struct(members) => {
                 members.iter().for_each(|member| member.append(bytes, address));
                 pad(bytes);
+            }
+            Argument::Tiles(_) => {
+                unreachable!("the driver encodes it: it is no member of a struct")
             }
         }
     }

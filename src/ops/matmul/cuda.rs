@@ -2,7 +2,7 @@
 //! rounds f32 operands on their way into shared memory. Tiles and splits follow from the shapes
 //! alone, and so do the bits.
 
-use super::Products;
+use super::{Products, hopper};
 use crate::device::Target;
 use crate::device::cuda::{Argument, Kernel, Launches, Place};
 use crate::gemm::{Precision, Spec, Transpose};
@@ -37,8 +37,15 @@ impl Epilogue {
         Epilogue { bias: none, activation, argument: none, saved: none, mask, y }
     }
 
+    /// Whether the sums are the result.
+    pub(super) fn is_plain(&self) -> bool {
+        let Epilogue { bias, activation, argument, saved, .. } = self;
+        let nothing = [bias, argument, saved].iter().all(|&&place| place == Place::Null);
+        nothing && *activation == Activation::None
+    }
+
     /// As `Epilogue` of `kernels/common/epilogue.cuh`.
-    fn argument(&self) -> Argument {
+    pub(super) fn argument(&self) -> Argument {
         let activation = |activation| match activation {
             Activation::None => 0u32,
             Activation::Relu => 1,
@@ -90,6 +97,9 @@ pub(in crate::ops) fn product(
     let (module, name, block, shared) = match spec.precision {
         Precision::F32 => ("gemm_fma", format!("gemm_fma_f32_{layout}_{tile}"), 256, 0),
         Precision::Bf16 => {
+            if hopper::product(launches, target, layout, spec, [a, b], epilogue).is_some() {
+                return Some(());
+            }
             ("gemm", format!("gemm_mma_f32_{layout}_{tile}"), tile as u32 * 2, tile as u32 * 480)
         }
         Precision::F32Split => return None,
@@ -114,6 +124,17 @@ pub(in crate::ops) fn product(
             .shared(shared)
             .with(Argument::Struct(members)),
     );
+    add_parts(launches, partials, [parts, m, n], epilogue)
+}
+
+/// Appends the sum of the parts of a split K, if there are several.
+pub(super) fn add_parts(
+    launches: &mut Launches,
+    partials: Place,
+    [parts, m, n]: [usize; 3],
+    epilogue: &Epilogue,
+) -> Option<()> {
+    let number = |count: usize| u32::try_from(count).ok();
     if parts > 1 {
         launches.kernel(
             Kernel::new("gemm_fma", "gemm_sum")
