@@ -13,16 +13,16 @@ use twoclocks::ops::{Operation, Tolerance, Values};
 /// As `Epilogue` in kernels/common/epilogue.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Epilogue {
-    bias: u64,
-    saved: u64,
-    argument: u64,
-    y: u64,
-    y_bf16: u64,
-    activation: u32,
-    mask: u32,
-    accumulate: u32,
-    unused: u32,
+pub struct Epilogue {
+    pub bias: u64,
+    pub saved: u64,
+    pub argument: u64,
+    pub y: u64,
+    pub y_bf16: u64,
+    pub activation: u32,
+    pub mask: u32,
+    pub accumulate: u32,
+    pub unused: u32,
 }
 /// As `Gemm` in kernels/gemm.cu.
 #[repr(C)]
@@ -52,17 +52,17 @@ enum Kernel {
 }
 
 /// Operands [m][k] and [k][n] and what they give, in f64; bf16 where the kernel rounds.
-struct Product {
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Vec<f64>,
-    b: Vec<f64>,
-    y: Vec<f64>,
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: Vec<f64>,
+    pub b: Vec<f64>,
+    pub y: Vec<f64>,
 }
 
 impl Product {
-    fn new([m, n, k]: [usize; 3], rounded: bool) -> Product {
+    pub fn new([m, n, k]: [usize; 3], rounded: bool) -> Product {
         let mut random = Random((m * 1_000_003 + n * 1009 + k) as u64);
         let mut make = |len: usize| -> Vec<f64> {
             let all: Vec<f64> = (0..len).map(|_| random.unit() * 2.0 - 1.0).collect();
@@ -81,7 +81,7 @@ impl Product {
     }
 }
 
-fn transposed(x: &[f64], rows: usize) -> Vec<f64> {
+pub fn transposed(x: &[f64], rows: usize) -> Vec<f64> {
     let columns = x.len() / rows;
     (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
 }
@@ -202,7 +202,7 @@ on_stand_in! {
 }
 
 /// The activations of `common/math.cuh`, by the oracle of `src/ops/unary`.
-fn activate(number: u32, z: &[f64]) -> Vec<f64> {
+pub fn activate(number: u32, z: &[f64]) -> Vec<f64> {
     let kind = match number {
         0 => return z.to_vec(),
         1 => Kind::Relu,
@@ -215,6 +215,23 @@ fn activate(number: u32, z: &[f64]) -> Vec<f64> {
     let mut outputs = [Values::zeros(tensor_type)];
     Unary { kind }.naive(&inputs, &mut outputs, &Control::new());
     outputs[0].data.clone()
+}
+
+/// Their derivatives.
+pub fn derivative(number: u32, saved: f64) -> f64 {
+    match number {
+        1 => f64::from(saved > 0.0),
+        2 => {
+            let cdf = if saved == 0.0 { 0.5 } else { activate(2, &[saved])[0] / saved };
+            cdf + saved * (-saved * saved / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt()
+        }
+        3 => 1.0 - saved * saved,
+        4 => {
+            let s = 1.0 / (1.0 + (-saved).exp());
+            s + saved * s * (1.0 - s)
+        }
+        _ => 1.0,
+    }
 }
 
 on_stand_in! {
@@ -249,19 +266,7 @@ on_stand_in! {
                 assert_close_bf16(&what, &gpu.download(&narrow), &want, 1.1);
                 digest(&what, &gpu.download(&y));
                 // The gradient mask: dz = dy act'(saved), then added to what was there.
-                let derivative = |saved: f64| match activation {
-                    1 => f64::from(saved > 0.0),
-                    2 => {
-                        let cdf = if saved == 0.0 { 0.5 } else { activate(2, &[saved])[0] / saved };
-                        cdf + saved * (-saved * saved / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt()
-                    }
-                    3 => 1.0 - saved * saved,
-                    4 => {
-                        let s = 1.0 / (1.0 + (-saved).exp());
-                        s + saved * s * (1.0 - s)
-                    }
-                    _ => 1.0,
-                };
+                let derivative = |saved| derivative(activation, saved);
                 let y = gpu.upload(&vec![0.25f32; size]);
                 let epilogue = Epilogue {
                     saved: at(&saved_at),

@@ -19,7 +19,7 @@ use std::fmt;
 
 pub use context::Cuda;
 pub use kernels::modules;
-pub use launch::{Argument, Kernel, Launches, Place, Task};
+pub use launch::{Argument, Kernel, Launches, Place, Task, Tiles};
 pub use memory::Buffer;
 pub use program::{Bound, Program, Range};
 

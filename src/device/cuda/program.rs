@@ -3,10 +3,11 @@
 
 use super::Cuda;
 use super::context::Function;
-use super::launch::{Argument, Kernel, Launches, Place, Task};
+use super::launch::{Argument, Kernel, Launches, Place, Task, Tiles};
 use super::memory::{Buffer, Pinned};
 use crate::device::Control;
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -233,13 +234,19 @@ fn bind(
     for task in node.launches.tasks() {
         steps.push(match task {
             Task::Kernel(kernel) => {
-                if let Some(problem) = kernel.problem(device.shared_limit()) {
+                if let Some(problem) = kernel.problem(device.shared_limit(), device.target()) {
                     let problem = format!("{}: {kernel}: {problem}", node.label);
                     return Err(Error::device(device.name(), problem));
                 }
                 let function = device.function(kernel.module, &kernel.name, kernel.shared)?;
-                let words = |argument: &Argument| argument.words(&address);
-                let arguments = kernel.arguments.iter().map(words).collect();
+                let words = |argument: &Argument| match argument {
+                    Argument::Tiles(tiles) => {
+                        let what = || format!("{}: {kernel}: {tiles:?}", node.label);
+                        encode(device, tiles, address(tiles.tensor), what)
+                    }
+                    argument => Ok(argument.words(&address)),
+                };
+                let arguments = kernel.arguments.iter().map(words).collect::<Result<_>>()?;
                 Step::Kernel { function, kernel: kernel.clone(), arguments }
             }
             &Task::Copy { from, to, bytes } => {
@@ -250,6 +257,54 @@ fn bind(
     Ok(steps)
 }
 
+/// A tensor map, as the driver makes it.
+fn encode(
+    device: &Cuda,
+    tiles: &Tiles,
+    address: u64,
+    what: impl Fn() -> String,
+) -> Result<Vec<u64>> {
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    if address == 0 || !address.is_multiple_of(16) {
+        return Ok(map.opaque.to_vec());
+    }
+    let Tiles { dtype, extents, strides, rows, .. } = tiles;
+    let size = dtype.size();
+    let rank = extents.len();
+    let dtype = match dtype {
+        DType::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        DType::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        _ => return Err(Error::device(device.name(), format!("{}: no such tiles", what()))),
+    };
+    assert!((2..=3).contains(&rank) && strides.len() == rank - 1, "{}", what());
+    let extents: Vec<u64> = extents.iter().map(|&extent| extent as u64).collect();
+    let strides: Vec<u64> = strides.iter().map(|&stride| (stride * size) as u64).collect();
+    let tile = [128 / size as u32, *rows, 1];
+    device.enter()?;
+    // SAFETY: all arrays are as long as the rank; the map is aligned by its type; the driver keeps the address, and reads
+    // nothing there.
+    let result = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut map,
+            dtype,
+            rank as u32,
+            std::ptr::without_provenance_mut(address as usize),
+            extents.as_ptr(),
+            strides.as_ptr(),
+            tile.as_ptr(),
+            [1; 3].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    if result != sys::CUresult::CUDA_SUCCESS {
+        device.check(&what(), result)?;
+    }
+    Ok(map.opaque.to_vec())
+}
+
 impl Step {
     /// Gives it to a stream of the device.
     fn give(&self, device: &Cuda, stream: sys::CUstream, label: &str) -> Result<()> {
@@ -258,6 +313,10 @@ impl Step {
                 let mut addresses: Vec<*mut c_void> =
                     arguments.iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
                 let [x, y, z] = kernel.grid.map(|extent| extent as u32);
+                if kernel.has_clusters() {
+                    let result = launch_clusters(*function, kernel, stream, &mut addresses);
+                    return device.check(&format!("{label}: {kernel}"), result);
+                }
                 // SAFETY: the operation states arguments of the types that the kernel's source has, and
                 // each lies in memory as large and as aligned; the driver copies them before it returns.
                 let result = unsafe {
@@ -283,6 +342,41 @@ impl Step {
                 device.check(&format!("{label}: a copy of {bytes} bytes"), result)
             }
         }
+    }
+}
+
+/// Launches a kernel whose blocks form clusters, with the addresses of its arguments.
+fn launch_clusters(
+    function: Function,
+    kernel: &Kernel,
+    stream: sys::CUstream,
+    arguments: &mut [*mut c_void],
+) -> sys::CUresult {
+    let [x, y, z] = kernel.cluster.map(|extent| extent as u32);
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+        },
+    };
+    let [x, y, z] = kernel.grid.map(|extent| extent as u32);
+    let configuration = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: kernel.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: kernel.shared,
+        hStream: stream,
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: as for a launch without clusters; configuration and attribute outlive the call.
+    unsafe {
+        let (arguments, extra) = (arguments.as_mut_ptr(), std::ptr::null_mut());
+        sys::cuLaunchKernelEx(&configuration, function.0, arguments, extra)
     }
 }
 

@@ -285,7 +285,8 @@ mod tests {
         let op = LinearCrossEntropy { smoothing: 0.0, budget: BUDGET };
         let outputs = op.infer(&types).expect("fits");
         for isa in crate::device::cpu::Isa::available() {
-            let site = Site { inputs: &types, outputs: &outputs, used: &[true; 5], isa };
+            let target = crate::device::Target::default();
+            let site = Site { inputs: &types, outputs: &outputs, used: &[true; 5], isa, target };
             let launch = op.cpu(&site).expect("a kernel");
             assert!(launch.scratch_elements() * 4 <= MOST, "{isa}");
         }

@@ -2,7 +2,8 @@
 //! rounds f32 operands on their way into shared memory. Tiles and splits follow from the shapes
 //! alone, and so do the bits.
 
-use super::Products;
+use super::{Products, hopper};
+use crate::device::Target;
 use crate::device::cuda::{Argument, Kernel, Launches, Place};
 use crate::gemm::{Precision, Spec, Transpose};
 use crate::ops::Activation;
@@ -36,8 +37,15 @@ impl Epilogue {
         Epilogue { bias: none, activation, argument: none, saved: none, mask, y }
     }
 
+    /// Whether the sums are the result.
+    pub(super) fn is_plain(&self) -> bool {
+        let Epilogue { bias, activation, argument, saved, .. } = self;
+        let nothing = [bias, argument, saved].iter().all(|&&place| place == Place::Null);
+        nothing && *activation == Activation::None
+    }
+
     /// As `Epilogue` of `kernels/common/epilogue.cuh`; `accumulate` adds to what is there.
-    fn argument(&self, accumulate: bool) -> Argument {
+    pub(super) fn argument(&self, accumulate: bool) -> Argument {
         let activation = |activation| match activation {
             Activation::None => 0u32,
             Activation::Relu => 1,
@@ -64,10 +72,15 @@ impl Epilogue {
 /// f32 split in three.
 pub(in crate::ops) fn product(
     launches: &mut Launches,
+    target: Target,
     products: Products,
     [a, b]: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
+    if target.capability < (8, 0) && products.spec.precision != Precision::F32 {
+        // Tensor cores for bf16 came with 8.0.
+        return None;
+    }
     let Products { batches, spec } = products;
     let Spec { m, n, k, .. } = spec;
     let layout = match (spec.a, spec.b) {
@@ -84,6 +97,9 @@ pub(in crate::ops) fn product(
     let (module, name, block, shared) = match spec.precision {
         Precision::F32 => ("gemm_fma", format!("gemm_fma_f32_{layout}_{tile}"), 256, 0),
         Precision::Bf16 => {
+            if hopper::product(launches, target, layout, spec, [a, b], epilogue).is_some() {
+                return Some(());
+            }
             ("gemm", format!("gemm_mma_f32_{layout}_{tile}"), tile as u32 * 2, tile as u32 * 480)
         }
         Precision::F32Split => return None,
@@ -108,6 +124,18 @@ pub(in crate::ops) fn product(
             .shared(shared)
             .with(Argument::Struct(members)),
     );
+    add_parts(launches, partials, [parts, m, n], epilogue, spec.accumulate)
+}
+
+/// Appends the sum of the parts of a split K, if there are several.
+pub(super) fn add_parts(
+    launches: &mut Launches,
+    partials: Place,
+    [parts, m, n]: [usize; 3],
+    epilogue: &Epilogue,
+    accumulate: bool,
+) -> Option<()> {
+    let number = |count: usize| u32::try_from(count).ok();
     if parts > 1 {
         launches.kernel(
             Kernel::new("gemm_fma", "gemm_sum")
@@ -116,7 +144,7 @@ pub(in crate::ops) fn product(
                 .with(number(parts)?)
                 .with(number(m)?)
                 .with(number(n)?)
-                .with(epilogue.argument(spec.accumulate)),
+                .with(epilogue.argument(accumulate)),
         );
     }
     Some(())
