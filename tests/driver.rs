@@ -9,6 +9,9 @@ mod common;
 #[path = "driver/build.rs"]
 mod build;
 #[cfg(feature = "cuda")]
+#[path = "driver/cross_entropy.rs"]
+mod cross_entropy;
+#[cfg(feature = "cuda")]
 #[path = "driver/device.rs"]
 mod device;
 #[path = "driver/elementwise.rs"]

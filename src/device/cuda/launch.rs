@@ -12,6 +12,10 @@ pub enum Place {
     Input(usize),
     /// The node's output of that number; null where nobody reads it.
     Output(usize),
+    /// The node's input of the first number, from that byte on.
+    InputFrom(usize, usize),
+    /// The node's output of the first number, from that byte on; null where nobody reads it.
+    OutputFrom(usize, usize),
     /// The node's scratch memory from that byte on.
     Scratch(usize),
     /// A table that was given to [`Launches::table`].
@@ -184,6 +188,8 @@ pub enum Task {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Launches {
     tasks: Vec<Task>,
+    /// Bytes in use, and how many there were at most.
+    in_use: usize,
     scratch: usize,
     tables: Vec<Vec<u8>>,
 }
@@ -196,9 +202,21 @@ impl Launches {
 
     /// Scratch memory for `count` numbers of four bytes, which are not cleared.
     pub fn scratch(&mut self, count: usize) -> Place {
-        let place = Place::Scratch(self.scratch);
-        self.scratch += (count * 4).next_multiple_of(256);
+        let place = Place::Scratch(self.in_use);
+        self.in_use += (count * 4).next_multiple_of(256);
+        self.scratch = self.scratch.max(self.in_use);
         place
+    }
+
+    /// Bytes of scratch memory that were taken and not given back.
+    pub fn scratch_in_use(&self) -> usize {
+        self.in_use
+    }
+
+    /// Gives back the scratch memory after the first `bytes`: kernels that are appended later may use
+    /// it again, as they run after those of now.
+    pub fn release_scratch(&mut self, bytes: usize) {
+        self.in_use = self.in_use.min(bytes);
     }
 
     /// A table of constants, which is copied to the device once.
@@ -258,6 +276,17 @@ mod tests {
         // u32, padding; pointer; u32, padding of the inner one; f32, padding of the outer one.
         assert_eq!(words, [1, 0xabcd, 7, u64::from(2f32.to_bits())]);
         assert_eq!(Argument::F32(1.0).words(&|_| 0), [u64::from(1f32.to_bits())]);
+    }
+
+    #[test]
+    fn scratch_that_is_given_back_is_used_again() {
+        let mut launches = Launches::new();
+        launches.scratch(10);
+        let kept = launches.scratch_in_use();
+        assert_eq!(launches.scratch(1000), Place::Scratch(256));
+        launches.release_scratch(kept);
+        assert_eq!(launches.scratch(10), Place::Scratch(256));
+        assert_eq!((launches.scratch_in_use(), launches.scratch_bytes()), (512, 256 + 4096));
     }
 
     #[test]

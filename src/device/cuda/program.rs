@@ -213,10 +213,18 @@ fn bind(
         assert!(range.offset + range.bytes <= block.len(), "{}: past its block", node.label);
         block.address(range.offset)
     };
+    let within = |range: &Range, byte: usize| {
+        assert!(byte <= range.bytes, "{}: past its tensor", node.label);
+        start(range) + byte as u64
+    };
     let address = |place| match place {
         Place::Null => 0,
         Place::Input(i) => start(&node.inputs[i]),
         Place::Output(i) => node.outputs[i].as_ref().map_or(0, start),
+        Place::InputFrom(i, byte) => within(&node.inputs[i], byte),
+        Place::OutputFrom(i, byte) => {
+            node.outputs[i].as_ref().map_or(0, |range| within(range, byte))
+        }
         Place::Scratch(byte) => start(&node.scratch) + byte as u64,
         Place::Table(i) => tables[first_table + i].address(0),
         Place::Control => control,

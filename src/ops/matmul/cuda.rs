@@ -36,8 +36,8 @@ impl Epilogue {
         Epilogue { bias: none, activation, argument: none, saved: none, mask, y }
     }
 
-    /// As `Epilogue` of `kernels/common/epilogue.cuh`.
-    fn argument(&self) -> Argument {
+    /// As `Epilogue` of `kernels/common/epilogue.cuh`; `accumulate` adds to what is there.
+    fn argument(&self, accumulate: bool) -> Argument {
         let activation = |activation| match activation {
             Activation::None => 0u32,
             Activation::Relu => 1,
@@ -53,8 +53,8 @@ impl Epilogue {
             Place::Null.into(),
             activation(self.activation).into(),
             activation(self.mask).into(),
-            // Not added to what is there; the last one is unused.
-            0u32.into(),
+            u32::from(accumulate).into(),
+            // Unused.
             0u32.into(),
         ])
     }
@@ -76,7 +76,7 @@ pub(in crate::ops) fn product(
         (Transpose::Yes, Transpose::No) => "tn",
         (Transpose::Yes, Transpose::Yes) => return None,
     };
-    if batches != 1 || spec.accumulate {
+    if batches != 1 {
         return None;
     }
     let blocks = |tile: usize| m.div_ceil(tile) * n.div_ceil(tile);
@@ -100,7 +100,7 @@ pub(in crate::ops) fn product(
     for extent in [m, n, k, lda, ldb, per_part] {
         members.push(number(extent)?.into());
     }
-    members.push(epilogue.argument());
+    members.push(epilogue.argument(spec.accumulate));
     launches.kernel(
         Kernel::new(module, name)
             .grid([n.div_ceil(tile), m.div_ceil(tile), parts])
@@ -116,7 +116,7 @@ pub(in crate::ops) fn product(
                 .with(number(parts)?)
                 .with(number(m)?)
                 .with(number(n)?)
-                .with(epilogue.argument()),
+                .with(epilogue.argument(spec.accumulate)),
         );
     }
     Some(())
