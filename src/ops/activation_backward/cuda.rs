@@ -4,8 +4,8 @@
 use crate::device::cuda::{Kernel, Launches, Place};
 use crate::ops::{Activation, Site};
 
-/// Rows of a part at least, and how many parts there are at most.
-const PART: usize = 64;
+/// Rows of a part at least, four for each warp, and how many parts there are at most.
+const PART: usize = 32;
 const PARTS: usize = 64;
 
 /// What it works on, `rows x columns` each.
