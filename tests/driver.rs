@@ -17,6 +17,8 @@ mod elementwise;
 mod gemm;
 #[path = "driver/gpu.rs"]
 mod gpu;
+#[path = "driver/graphs.rs"]
+mod graphs;
 #[path = "driver/rows.rs"]
 mod rows;
 #[cfg(feature = "cuda")]
