@@ -19,6 +19,9 @@ mod gemm;
 mod gpu;
 #[path = "driver/graphs.rs"]
 mod graphs;
+#[cfg(feature = "cuda")]
+#[path = "driver/replay.rs"]
+mod replay;
 #[path = "driver/rows.rs"]
 mod rows;
 #[cfg(feature = "cuda")]

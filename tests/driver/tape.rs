@@ -15,7 +15,7 @@ use twoclocks::train::{TrainOptions, Trainer, recipe};
 use twoclocks::{DType, Device, Error, Recorder, Store, Tape, ops};
 
 /// Operations with kernels for GPUs. Views, as `reshape` is, need none.
-const HAVE_KERNELS: [&str; 14] = [
+const HAVE_KERNELS: [&str; 15] = [
     "accumulate",
     "activation_backward",
     "batch",
@@ -24,6 +24,7 @@ const HAVE_KERNELS: [&str; 14] = [
     "global_norm",
     "linear",
     "matmul",
+    "permutation",
     "product_update",
     "reduce",
     "softmax_cross_entropy",
@@ -32,7 +33,7 @@ const HAVE_KERNELS: [&str; 14] = [
     "update",
 ];
 
-fn device() -> Device {
+pub fn device() -> Device {
     Device::cuda("cuda:0").expect("the stand-in has a device")
 }
 
@@ -144,7 +145,11 @@ on_stand_in! {
 }
 
 /// A trainer of the recipe `digits` without dropout, and its data.
-fn digits(device: &Device, precision: Precision, change: impl Fn(&mut TrainOptions)) -> Trainer {
+pub fn digits(
+    device: &Device,
+    precision: Precision,
+    change: impl Fn(&mut TrainOptions),
+) -> Trainer {
     let mut config = recipe("digits").expect("a recipe");
     config.model.layers.retain(|layer| !format!("{layer:?}").starts_with("Dropout"));
     let data: Split = config.data.source().expect("embedded").load().expect("embedded");
@@ -163,7 +168,7 @@ fn digits(device: &Device, precision: Precision, change: impl Fn(&mut TrainOptio
 }
 
 /// All weights, flat.
-fn weights(trainer: &Trainer) -> Vec<f32> {
+pub fn weights(trainer: &Trainer) -> Vec<f32> {
     let region = trainer.parameters().weights();
     let mut values = vec![0f32; trainer.store().len(region)];
     trainer.store().read(region, 0, &mut values).expect("read");
