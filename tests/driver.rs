@@ -22,6 +22,8 @@ mod elementwise;
 mod gemm;
 #[path = "driver/gpu.rs"]
 mod gpu;
+#[path = "driver/graphs.rs"]
+mod graphs;
 #[path = "driver/hopper.rs"]
 mod hopper;
 #[cfg(feature = "cuda")]
@@ -30,6 +32,9 @@ mod index;
 #[cfg(feature = "cuda")]
 #[path = "driver/operations.rs"]
 mod operations;
+#[cfg(feature = "cuda")]
+#[path = "driver/replay.rs"]
+mod replay;
 #[path = "driver/rows.rs"]
 mod rows;
 #[cfg(feature = "cuda")]

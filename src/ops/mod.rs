@@ -48,6 +48,7 @@ operations! {
     matmul,
     mse,
     pad,
+    permutation,
     product_update,
     reduce,
     reshape,
@@ -83,6 +84,7 @@ pub use log_softmax::log_softmax;
 pub use matmul::{matmul, matmul_in};
 pub use mse::mse;
 pub use pad::pad;
+pub use permutation::permutation;
 pub use product_update::product_update;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use reshape::reshape;

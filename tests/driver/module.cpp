@@ -219,7 +219,7 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int t
 
 static CUresult launch(void* handle, dim3 grid, dim3 block, u32 shared, void* stream_handle, void** parameters, void** extra,
                        dim3 cluster = {}) {
-    ENTER();
+    ENTER_AS("cuLaunchKernel");
     Function* function = find_function(handle);
     Stream* stream = find_stream(stream_handle);
     if (!function || !stream) return INVALID_HANDLE;

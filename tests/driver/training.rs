@@ -14,7 +14,11 @@ use twoclocks::optim::{Decay, OptimizerConfig, Rule};
 use twoclocks::train::{TrainOptions, Trainer, recipe};
 
 /// A trainer of the recipe `digits`, dropout and all, and its data.
-fn digits(device: &Device, precision: Precision, change: impl Fn(&mut TrainOptions)) -> Trainer {
+pub fn digits(
+    device: &Device,
+    precision: Precision,
+    change: impl Fn(&mut TrainOptions),
+) -> Trainer {
     let config = recipe("digits").expect("a recipe");
     let data: Split = config.data.source().expect("embedded").load().expect("embedded");
     let mut parameters = Parameters::new();
@@ -32,7 +36,7 @@ fn digits(device: &Device, precision: Precision, change: impl Fn(&mut TrainOptio
 }
 
 /// All weights, flat.
-fn weights(trainer: &Trainer) -> Vec<f32> {
+pub fn weights(trainer: &Trainer) -> Vec<f32> {
     let region = trainer.parameters().weights();
     let mut values = vec![0f32; trainer.store().len(region)];
     trainer.store().read(region, 0, &mut values).expect("read");

@@ -10,6 +10,7 @@ use cudarc::driver::sys::{
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of dynamic shared memory that every launch may have; for more a kernel must be told.
@@ -30,6 +31,8 @@ pub struct Cuda {
     /// Bytes of shared memory that a block may have where the kernel was told.
     shared_limit: u32,
     loaded: Mutex<Loaded>,
+    /// Pinned pages of the host that nobody uses: start and bytes.
+    pages: Mutex<Vec<(NonNull<u8>, usize)>>,
 }
 
 #[derive(Default)]
@@ -80,6 +83,7 @@ impl Cuda {
             stream: std::ptr::null_mut(),
             shared_limit,
             loaded: Mutex::default(),
+            pages: Mutex::default(),
         };
         cuda.enter()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
@@ -149,6 +153,19 @@ impl Cuda {
         self.enter()?;
         // SAFETY: the stream is this device's, until `drop`.
         self.check("a kernel or copy before this", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+
+    /// The smallest block of pinned pages of at least so many bytes that nobody uses any more.
+    pub(super) fn unused_pages(&self, bytes: usize) -> Option<(NonNull<u8>, usize)> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = pages.iter().enumerate().filter(|(_, (_, size))| *size >= bytes);
+        let best = fits.min_by_key(|(_, (_, size))| *size).map(|(number, _)| number)?;
+        Some(pages.swap_remove(best))
+    }
+
+    /// Takes pinned pages that the device is done with.
+    pub(super) fn give_back_pages(&self, start: NonNull<u8>, bytes: usize) {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).push((start, bytes));
     }
 
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
@@ -251,6 +268,10 @@ impl Drop for Cuda {
             if !self.stream.is_null() {
                 let _ = sys::cuStreamSynchronize(self.stream);
                 let _ = sys::cuStreamDestroy_v2(self.stream);
+            }
+            let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+            for (start, _) in pages.iter() {
+                let _ = sys::cuMemFreeHost(start.as_ptr().cast());
             }
             for &module in self.loaded().modules.values() {
                 let _ = sys::cuModuleUnload(module);

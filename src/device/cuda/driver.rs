@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
 /// All functions that the crate calls.
-const FUNCTIONS: [&str; 36] = [
+const FUNCTIONS: [&str; 38] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -24,6 +24,8 @@ const FUNCTIONS: [&str; 36] = [
     "cuStreamSynchronize",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
+    "cuStreamGetCaptureInfo_v2",
+    "cuStreamUpdateCaptureDependencies",
     "cuModuleLoadDataEx",
     "cuModuleUnload",
     "cuModuleGetFunction",

@@ -1,7 +1,7 @@
 //! What an operation gives to run on a GPU: kernels of `kernels/`, with their geometry and arguments,
 //! one after another. Plain data: addresses are put in when the whole tape is laid out.
 
-use crate::device::Target;
+use crate::device::{F32Slot, Target, U64Slot};
 use crate::tensor::DType;
 use std::fmt;
 
@@ -54,6 +54,8 @@ pub enum Argument {
     U64(u64),
     /// `float`
     F32(f32),
+    /// `u32`: the number of a slot of the control block, which has to be one of the tape's store.
+    Slot(usize),
     /// A pointer.
     Address(Place),
     /// A struct by value of these members in order, as C lays them out.
@@ -77,6 +79,16 @@ impl From<f32> for Argument {
         Argument::F32(value)
     }
 }
+impl From<F32Slot> for Argument {
+    fn from(slot: F32Slot) -> Argument {
+        Argument::Slot(slot.index())
+    }
+}
+impl From<U64Slot> for Argument {
+    fn from(slot: U64Slot) -> Argument {
+        Argument::Slot(slot.index())
+    }
+}
 impl From<Place> for Argument {
     fn from(place: Place) -> Argument {
         Argument::Address(place)
@@ -87,7 +99,7 @@ impl Argument {
     /// Alignment of its type in bytes.
     fn alignment(&self) -> usize {
         match self {
-            Argument::U32(_) | Argument::F32(_) => 4,
+            Argument::U32(_) | Argument::F32(_) | Argument::Slot(_) => 4,
             Argument::U64(_) | Argument::Address(_) => 8,
             Argument::Struct(members) => members.iter().map(Argument::alignment).max().unwrap_or(1),
             Argument::Tiles(_) => 64,
@@ -104,6 +116,8 @@ impl Argument {
             Argument::U32(value) => bytes.extend(value.to_ne_bytes()),
             Argument::U64(value) => bytes.extend(value.to_ne_bytes()),
             Argument::F32(value) => bytes.extend(value.to_ne_bytes()),
+            // `unknown_slot` is asked first: there are not so many.
+            Argument::Slot(slot) => bytes.extend((*slot as u32).to_ne_bytes()),
             Argument::Address(place) => bytes.extend(address(*place).to_ne_bytes()),
             Argument::Struct(members) => {
                 members.iter().for_each(|member| member.append(bytes, address));
@@ -112,6 +126,15 @@ impl Argument {
             Argument::Tiles(_) => {
                 unreachable!("the driver encodes it: it is no member of a struct")
             }
+        }
+    }
+
+    /// The number of a slot in it that a control block of `slots` does not have.
+    pub(super) fn unknown_slot(&self, slots: usize) -> Option<usize> {
+        match self {
+            Argument::Slot(slot) => (*slot >= slots).then_some(*slot),
+            Argument::Struct(members) => members.iter().find_map(|one| one.unknown_slot(slots)),
+            _ => None,
         }
     }
 

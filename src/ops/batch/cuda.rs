@@ -28,7 +28,7 @@ pub(super) fn launch(site: &Site<'_>, offset: U64Slot) -> Option<Launches> {
             .with(number(features)?)
             .with(number(site.inputs[2].elements())?)
             .with(Place::Control)
-            .with(number(offset.index())?),
+            .with(offset),
     );
     Some(launches)
 }

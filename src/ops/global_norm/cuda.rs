@@ -35,8 +35,8 @@ pub(super) fn launch(op: &GlobalNorm, site: &Site<'_>) -> Option<Launches> {
             .with(results[1])
             .with(number(parts)?)
             .with(Place::Control)
-            .with(number(op.max_norm.index())?)
-            .with(number(op.gradient_scale.index())?),
+            .with(op.max_norm)
+            .with(op.gradient_scale),
     );
     Some(launches)
 }

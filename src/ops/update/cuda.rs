@@ -78,7 +78,7 @@ pub(in crate::ops) fn launch(
         Place::Control.into(),
     ];
     for slot in slots {
-        members.push(number(slot.index())?.into());
+        members.push(slot.into());
     }
     members.push(decay.into());
     members.extend([first, second, epsilon, momentum].map(Argument::F32));
