@@ -8,6 +8,8 @@ mod common;
 
 #[path = "driver/build.rs"]
 mod build;
+#[path = "driver/cluster.rs"]
+mod cluster;
 #[cfg(feature = "cuda")]
 #[path = "driver/cross_entropy.rs"]
 mod cross_entropy;
@@ -46,3 +48,18 @@ macro_rules! on_stand_in {
     };
 }
 pub(crate) use on_stand_in;
+
+/// The same where the stand-in is a GPU of compute capability 9.0.
+macro_rules! on_hopper {
+    ($(#[$doc:meta])* fn $name:ident() $body:block) => {
+        $(#[$doc])*
+        #[test]
+        fn $name() {
+            let module = module_path!().split_once("::").map_or("", |(_, module)| module);
+            let name = format!("{module}::{}", stringify!($name));
+            let (orders, hopper) = (&$crate::build::ORDERS, &$crate::build::HOPPER);
+            $crate::build::on_stand_in_with(&name, orders, hopper, || $body);
+        }
+    };
+}
+pub(crate) use on_hopper;

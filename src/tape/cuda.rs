@@ -52,7 +52,8 @@ impl Tape {
                 node.outputs.iter().map(|output| used[output.index as usize]).collect();
             // The instruction set is of no concern to its kernels.
             let isa = Isa::Portable;
-            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa };
+            let target = device.target();
+            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa, target };
             let listed = |types: &[TensorType]| {
                 types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             };

@@ -3,11 +3,11 @@
 use super::naive::naive_launch;
 use super::plan::{self, Access, Block, MemoryPlan, Place, Reuse, Work};
 use super::{Origin, Region, Store, Tape};
-use crate::device::Device;
 use crate::device::cpu::launch::Launch;
 use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
 use crate::device::cpu::trace::UnitTime;
 use crate::device::cpu::{Cpu, Memory, Trial};
+use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::ops::{Cost, Site, Var};
 use crate::tensor::{DType, Element, TensorType};
@@ -218,8 +218,8 @@ impl Tape {
             }
             let output_used: Vec<bool> =
                 node.outputs.iter().map(|output| used[output.index as usize]).collect();
-            let site =
-                Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa: cpu.isa() };
+            let (isa, target) = (cpu.isa(), Target::default());
+            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa, target };
             let cost = node.op.cost(&site);
             let kernel = node.op.cpu(&site);
             if kernel.is_some() {

@@ -194,6 +194,7 @@ API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
         case 97: *value = shared_opt_in(); break;
         case 106: *value = 16; break;                          // blocks of a multiprocessor
         case 111: *value = 1024; break;                        // shared memory the system takes
+        case 120: *value = driver().capability >= 90; break;   // clusters
         case 115: *value = 1; break;                           // memory pools: stream-ordered allocation
         default:
             if (attribute < 1 || attribute > 150) return INVALID_VALUE;

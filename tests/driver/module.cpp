@@ -214,7 +214,8 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int t
 
 // Launches ------------------------------------------------------------------------------------------
 
-static CUresult launch(void* handle, dim3 grid, dim3 block, u32 shared, void* stream_handle, void** parameters, void** extra) {
+static CUresult launch(void* handle, dim3 grid, dim3 block, u32 shared, void* stream_handle, void** parameters, void** extra,
+                       dim3 cluster = {}) {
     ENTER();
     Function* function = find_function(handle);
     Stream* stream = find_stream(stream_handle);
@@ -224,8 +225,17 @@ static CUresult launch(void* handle, dim3 grid, dim3 block, u32 shared, void* st
     if (block.x > 1024 || block.y > 1024 || block.z > 64) return INVALID_VALUE;
     if (block.x * block.y * block.z > function->entry.max_threads) return INVALID_VALUE;
     if (shared > function->dynamic_limit) return INVALID_VALUE;
+    u64 together = u64(cluster.x) * cluster.y * cluster.z;
+    if (together != 1) {
+        if (driver().capability < 90) {
+            fprintf(stderr, "stand-in: clusters need compute capability 9.0\n");
+            return NOT_SUPPORTED;
+        }
+        bool divides = together && !(grid.x % cluster.x) && !(grid.y % cluster.y) && !(grid.z % cluster.z);
+        if (!divides || together > MAX_CLUSTER) return INVALID_CLUSTER_SIZE;
+    }
 
-    Launch launch{function->kernel, grid, block, shared, {}, {}};
+    Launch launch{function->kernel, grid, block, shared, {}, {}, cluster};
     size_t end = 0;
     for (size_t bytes : function->kernel->parameters) {
         size_t alignment = std::min<size_t>(bytes & -bytes, 16);
@@ -295,16 +305,18 @@ struct LaunchConfiguration {
 
 API cuLaunchKernelEx(const LaunchConfiguration* c, void* function, void** parameters, void** extra) {
     if (!c) return INVALID_VALUE;
+    dim3 cluster;
     for (u32 i = 0; i < c->count; i++) {
         auto& attribute = c->attributes[i];
         constexpr u32 COOPERATIVE = 2, CLUSTER = 4, PROGRAMMATIC = 6, PRIORITY = 8;
         auto& extents = attribute.value.extents;
-        bool one_cluster = attribute.id == CLUSTER && u64(extents[0]) * extents[1] * extents[2] == 1;
         bool no_cooperation = attribute.id == COOPERATIVE && !attribute.value.flag;
-        if (attribute.id == 0 || attribute.id == PROGRAMMATIC || attribute.id == PRIORITY || one_cluster || no_cooperation) continue;
+        if (attribute.id == CLUSTER) cluster = {extents[0], extents[1], extents[2]};
+        bool known = attribute.id == 0 || attribute.id == CLUSTER || attribute.id == PROGRAMMATIC || attribute.id == PRIORITY;
+        if (known || no_cooperation) continue;
         fprintf(stderr, "stand-in: launch attribute %u is not supported\n", attribute.id);
         return NOT_SUPPORTED;
     }
     return launch(function, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared,
-                  c->stream, parameters, extra);
+                  c->stream, parameters, extra, cluster);
 }

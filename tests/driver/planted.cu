@@ -1,4 +1,5 @@
 // Kernels with a fault each, that the stand-in must catch, and some that time it. Never shipped.
+#include "common/cluster.cuh"
 #include "common/cuda.cuh"
 
 /// y[i] = x[of the neighbour's lane in another warp], by shared memory, with or without the barrier it needs.
@@ -119,4 +120,33 @@ KERNEL(tool_short_types, 256, (const float* x, u16* as_bf16, u16* as_half, float
     as_half[i] = float_to_half(x[i]);
     from_bf16[i] = to_float(bf16{u16(i)});
     from_half[i] = half_to_float(u16(i));
+}
+
+/// y[block][i] = what the next block of the cluster has in static and dynamic shared memory; with a barrier before (1), after (2).
+DEVICE void cluster_neighbour(u32* y, u32 barriers) {
+    SHARED(u32, box, [64]);
+    DYNAMIC_SHARED(u32, other_box);
+    u32 i = threadIdx.x, block = blockIdx.x + gridDim.x * blockIdx.y;
+    box[i] = 1000 * block + i;
+    other_box[63 - i] = 7 * block + i;
+    if (barriers & 1) cluster_sync();
+    u32 next = (cluster_rank() + 1) % cluster_blocks();
+    u32 sum = *of_block(box + 63 - i, next) + *of_block(other_box + i, next);
+    if (barriers & 2) cluster_sync();
+    y[block * 64 + i] = sum;
+}
+KERNEL(tool_cluster, 64, (u32* y)) { cluster_neighbour(y, 3); }
+KERNEL(planted_cluster_begins, 64, (u32* y)) { cluster_neighbour(y, 2); }
+KERNEL(planted_cluster_returns, 64, (u32* y)) { cluster_neighbour(y, 1); }
+KERNEL(planted_cluster_absent, 64, (u32* y)) {
+    if (cluster_rank() == 1 && threadIdx.x == 9) return;
+    cluster_sync();
+    y[threadIdx.x] = 1;
+}
+KERNEL(planted_cluster_rank, 64, (u32* y)) {
+    SHARED(u32, box, [64]);
+    box[threadIdx.x] = 1;
+    cluster_sync();
+    y[threadIdx.x] = *of_block(box, cluster_blocks());
+    cluster_sync();
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{Info, driver, find, modules};
+use crate::device::Target;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{
     self, CUfunction_attribute_enum as FunctionAttribute, CUjit_option_enum,
@@ -112,6 +113,12 @@ impl Cuda {
     /// Whether it is no GPU, but the stand-in of the crate's tests.
     pub fn is_stand_in(&self) -> bool {
         self.stand_in
+    }
+
+    /// What kernels are chosen by.
+    pub fn target(&self) -> Target {
+        let Info { capability, multiprocessors, .. } = self.info;
+        Target { capability, multiprocessors: multiprocessors as usize }
     }
 
     /// Bytes of shared memory that a block may have.

@@ -1,7 +1,11 @@
 //! What an operation gives to run on a GPU: kernels of `kernels/`, with their geometry and arguments,
 //! one after another. Plain data: addresses are put in when the whole tape is laid out.
 
+use crate::device::Target;
 use std::fmt;
+
+/// Blocks of a cluster that every device with clusters can run.
+const CLUSTER: usize = 8;
 
 /// A place in device memory, as a node names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +111,8 @@ pub struct Kernel {
     pub name: String,
     /// Blocks along x, y and z.
     pub grid: [usize; 3],
+    /// Blocks of a cluster along x, y and z: those run at the same time, and reach each other's shared memory.
+    pub cluster: [usize; 3],
     /// Threads of a block.
     pub block: u32,
     /// Bytes of dynamic shared memory.
@@ -118,13 +124,26 @@ pub struct Kernel {
 impl Kernel {
     /// A launch of one block of 256 threads, without arguments.
     pub fn new(module: &'static str, name: impl Into<String>) -> Kernel {
-        Kernel { module, name: name.into(), grid: [1; 3], block: 256, shared: 0, arguments: vec![] }
+        let (grid, cluster) = ([1; 3], [1; 3]);
+        let (name, arguments) = (name.into(), vec![]);
+        Kernel { module, name, grid, cluster, block: 256, shared: 0, arguments }
     }
 
     /// With so many blocks along x, y and z.
     #[must_use]
     pub fn grid(self, grid: [usize; 3]) -> Kernel {
         Kernel { grid, ..self }
+    }
+
+    /// With so many blocks to a cluster, at most 8, which divide the grid. Needs compute capability 9.0.
+    #[must_use]
+    pub fn cluster(self, cluster: [usize; 3]) -> Kernel {
+        Kernel { cluster, ..self }
+    }
+
+    /// Whether its blocks form clusters of more than one.
+    pub(super) fn has_clusters(&self) -> bool {
+        self.cluster != [1; 3]
     }
 
     /// With blocks of so many threads.
@@ -146,8 +165,21 @@ impl Kernel {
         self
     }
 
-    /// What no device of CUDA launches, if it is so.
-    pub(super) fn problem(&self, shared_limit: u32) -> Option<String> {
+    /// What no device of CUDA launches, or not this one, if it is so.
+    pub(super) fn problem(&self, shared_limit: u32, target: Target) -> Option<String> {
+        if self.has_clusters() {
+            if target.capability < (9, 0) {
+                return Some("clusters need compute capability 9.0".to_owned());
+            }
+            let divides =
+                (0..3).all(|a| self.cluster[a] > 0 && self.grid[a].is_multiple_of(self.cluster[a]));
+            if !divides {
+                return Some("the cluster's blocks divide the grid".to_owned());
+            }
+            if self.cluster.iter().product::<usize>() > CLUSTER {
+                return Some(format!("at most {CLUSTER} blocks in a cluster"));
+            }
+        }
         let limits = [(1 << 31) - 1, 65_535, 65_535];
         let axis = (0..3).find(|&axis| self.grid[axis] > limits[axis]);
         match axis {
@@ -163,8 +195,12 @@ impl Kernel {
 
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Kernel { name, grid, block, shared, .. } = self;
-        write!(f, "kernel {name}, grid {grid:?}, block {block}, {shared} bytes of shared memory")
+        let Kernel { name, grid, cluster, block, shared, .. } = self;
+        write!(f, "kernel {name}, grid {grid:?}, ")?;
+        if self.has_clusters() {
+            write!(f, "clusters {cluster:?}, ")?;
+        }
+        write!(f, "block {block}, {shared} bytes of shared memory")
     }
 }
 
@@ -292,11 +328,24 @@ mod tests {
     #[test]
     fn what_cannot_be_launched_is_named() {
         let kernel = |grid| Kernel::new("unary", "unary_neg_f32").grid(grid);
-        assert_eq!(kernel([1 << 20, 65_535, 1]).problem(1 << 16), None);
-        let problem = kernel([1, 70_000, 1]).problem(1 << 16).expect("too many blocks");
+        let target = |major| Target { capability: (major, 0), multiprocessors: 132 };
+        assert_eq!(kernel([1 << 20, 65_535, 1]).problem(1 << 16, target(8)), None);
+        let problem = kernel([1, 70_000, 1]).problem(1 << 16, target(8)).expect("too many blocks");
         assert!(problem.contains("65535") && problem.contains("axis 1"), "{problem}");
-        let problem = kernel([1; 3]).shared(1 << 17).problem(1 << 16).expect("too much memory");
+        let problem =
+            kernel([1; 3]).shared(1 << 17).problem(1 << 16, target(8)).expect("too much memory");
         assert!(problem.contains("65536 bytes"), "{problem}");
+        let cluster = |cluster| kernel([4, 2, 1]).cluster(cluster);
+        assert_eq!(cluster([4, 2, 1]).problem(1 << 16, target(9)), None);
+        let cases = [([2, 1, 1], 8, "9.0"), ([3, 1, 1], 9, "divide"), ([0, 1, 1], 9, "divide")];
+        for (extents, major, word) in cases {
+            let problem = cluster(extents).problem(1 << 16, target(major)).expect(word);
+            assert!(problem.contains(word), "{problem}");
+        }
+        let large = kernel([16, 1, 1]).cluster([16, 1, 1]);
+        let problem = large.problem(1 << 16, target(9)).expect("too large");
+        assert!(problem.contains("at most 8"), "{problem}");
+        assert!(large.to_string().contains("clusters [16, 1, 1]"), "{large}");
         let mut launches = Launches::new();
         launches.kernel(kernel([4, 0, 1]));
         assert!(launches.tasks().is_empty(), "a launch without blocks");

@@ -233,7 +233,7 @@ fn bind(
     for task in node.launches.tasks() {
         steps.push(match task {
             Task::Kernel(kernel) => {
-                if let Some(problem) = kernel.problem(device.shared_limit()) {
+                if let Some(problem) = kernel.problem(device.shared_limit(), device.target()) {
                     let problem = format!("{}: {kernel}: {problem}", node.label);
                     return Err(Error::device(device.name(), problem));
                 }
@@ -258,6 +258,10 @@ impl Step {
                 let mut addresses: Vec<*mut c_void> =
                     arguments.iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
                 let [x, y, z] = kernel.grid.map(|extent| extent as u32);
+                if kernel.has_clusters() {
+                    let result = launch_clusters(*function, kernel, stream, &mut addresses);
+                    return device.check(&format!("{label}: {kernel}"), result);
+                }
                 // SAFETY: the operation states arguments of the types that the kernel's source has, and
                 // each lies in memory as large and as aligned; the driver copies them before it returns.
                 let result = unsafe {
@@ -283,6 +287,41 @@ impl Step {
                 device.check(&format!("{label}: a copy of {bytes} bytes"), result)
             }
         }
+    }
+}
+
+/// Launches a kernel whose blocks form clusters, with the addresses of its arguments.
+fn launch_clusters(
+    function: Function,
+    kernel: &Kernel,
+    stream: sys::CUstream,
+    arguments: &mut [*mut c_void],
+) -> sys::CUresult {
+    let [x, y, z] = kernel.cluster.map(|extent| extent as u32);
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+        },
+    };
+    let [x, y, z] = kernel.grid.map(|extent| extent as u32);
+    let configuration = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: kernel.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: kernel.shared,
+        hStream: stream,
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: as for a launch without clusters; configuration and attribute outlive the call.
+    unsafe {
+        let (arguments, extra) = (arguments.as_mut_ptr(), std::ptr::null_mut());
+        sys::cuLaunchKernelEx(&configuration, function.0, arguments, extra)
     }
 }
 

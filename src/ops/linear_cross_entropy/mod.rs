@@ -285,9 +285,16 @@ mod tests {
         let op = LinearCrossEntropy { smoothing: 0.0, budget: BUDGET };
         let outputs = op.infer(&types).expect("fits");
         for isa in crate::device::cpu::Isa::available() {
-            let site = Site { inputs: &types, outputs: &outputs, used: &[true; 5], isa };
+            let target = crate::device::Target::default();
+            let site = Site { inputs: &types, outputs: &outputs, used: &[true; 5], isa, target };
             let launch = op.cpu(&site).expect("a kernel");
             assert!(launch.scratch_elements() * 4 <= MOST, "{isa}");
+            // Of a GPU: blocks of logits, and what their products take.
+            #[cfg(feature = "cuda")]
+            {
+                let bytes = op.cuda(&site).expect("kernels").scratch_bytes();
+                assert!(bytes <= 4 * CUDA_BUDGET + MOST, "{bytes} bytes");
+            }
         }
     }
 

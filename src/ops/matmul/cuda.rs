@@ -3,6 +3,7 @@
 //! alone, and so do the bits.
 
 use super::Products;
+use crate::device::Target;
 use crate::device::cuda::{Argument, Kernel, Launches, Place};
 use crate::gemm::{Precision, Spec, Transpose};
 use crate::ops::Activation;
@@ -64,10 +65,15 @@ impl Epilogue {
 /// f32 split in three.
 pub(in crate::ops) fn product(
     launches: &mut Launches,
+    target: Target,
     products: Products,
     [a, b]: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
+    if target.capability < (8, 0) && products.spec.precision != Precision::F32 {
+        // Tensor cores for bf16 came with 8.0.
+        return None;
+    }
     let Products { batches, spec } = products;
     let Spec { m, n, k, .. } = spec;
     let layout = match (spec.a, spec.b) {

@@ -13,7 +13,8 @@ pub(super) fn launch(op: &ProductUpdate, site: &Site<'_>) -> Option<Launches> {
     let mut launches = Launches::new();
     let gradient = launches.scratch(spec.m * spec.n);
     let operands = [Place::Input(0), Place::Input(1)];
-    product(&mut launches, Products { batches: 1, spec }, operands, &Epilogue::to(gradient))?;
+    let products = Products { batches: 1, spec };
+    product(&mut launches, site.target, products, operands, &Epilogue::to(gradient))?;
     // Inputs after dz are W, moments and guard; outputs W and moments, then the sums.
     let count = op.update.rule.moments();
     let moment = |i: usize| if i < count { Place::Output(1 + i) } else { Place::Null };
