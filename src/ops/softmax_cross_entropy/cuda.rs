@@ -54,11 +54,11 @@ pub(in crate::ops) fn rows(
         Targets::Distributions => (&DISTRIBUTIONS, "distributions", 0.0),
     };
     let form = pick(forms, of.classes);
-    let blocks = match of.classes {
-        _ if targets == Targets::Distributions || target.capability < CLUSTERS => 1,
-        ..=ONE => 1,
-        ..=FOUR => 4,
-        _ => 8,
+    let clusters = target.capability >= CLUSTERS && targets != Targets::Distributions;
+    let blocks = match clusters && of.classes > ONE {
+        true if of.classes > FOUR => 8,
+        true => 4,
+        false => 1,
     };
     let (module, form, grid, block) = match targets {
         _ if blocks > 1 => {
