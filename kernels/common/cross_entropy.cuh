@@ -9,6 +9,8 @@
 //   6144    a block of 512 a row                           long   any number, a block of 1024 a row
 // Each leaves (loss, margin, right, sum of squares) of a row in results[row]. Logits are read once and written once: 8 bytes
 // a class in f32, 4 in bf16. Of `long`, 12288 logits stay in registers; the others are read twice more, from L1 or L2.
+// On GPUs with clusters (softmax_cross_entropy_cluster.cu), for more than 12288 classes: cluster_4, cluster_8, that many blocks of
+// 512 a row, with 14336 logits in the registers of each: 57344, or 114688 and the rest as in `long`; grid = blocks of all rows.
 // Distributions have 16, 256 and `long` (a block of 512) alone, and are read three times: for their largest, for the loss, for
 // the gradient.
 #pragma once
@@ -178,6 +180,7 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
     }
     // After this nobody reads the label's logit, which may be overwritten.
     team.all(sums, 0, Add());
+    team.leave();
     if (!mine.there) return;
     // A maximum that is not finite has no differences to it.
     float rest = is_finite(max) ? sums[0] : nan_value();
@@ -191,7 +194,10 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
         results[mine.row] = make_float4(loss, margin, nan || sums[2] > 0 ? 0.0f : 1.0f, sums[1]);
         if (per_row) per_row[mine.row] = loss;
     }
-    if (!dlogits) return;
+    if (!dlogits) {
+        team.left();
+        return;
+    }
     T* to = dlogits + u64(mine.row) * classes;
     bool to_fours = places.by_four(to);
     float scale = 1 / float(total_rows), factor = bad ? nan_value() : target.weight / total * scale;
@@ -218,6 +224,7 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
         float dz = from_others ? target.weight_of_others - target.weight * rest / total : target.weight * e / total - target.own;
         to[target.label] = from_float<T>(dz * scale);
     }
+    team.left();
 }
 
 #define CROSS_ENTROPY_LABELS(type, T, classes, threads, resident, TEAM, GROUPS, REST) \

@@ -1,4 +1,4 @@
-// Rows that are spread over teams of threads: some lanes of a warp, or a block. A thread holds GROUPS times four elements of
+// Rows that are spread over teams of threads: some lanes of a warp, a block, or the blocks of a cluster. A thread holds GROUPS times four elements of
 // its row in registers, so that the row is read once; what is beyond those (REST) is read again, from L1 or L2.
 //
 // Which elements are whose follows from the row's length alone, so the bits of sums do not depend on addresses: in rows of
@@ -8,8 +8,9 @@
 #include "reduce.cuh"
 #include "vector.cuh"
 
-/// Floats of shared memory that a team of a block asks for.
-constexpr u32 TEAM_PARTIALS = 32 * 5;
+/// Values that are summed at once, at most, and the floats of shared memory that a team asks for.
+constexpr u32 TEAM_VALUES = 4;
+constexpr u32 TEAM_PARTIALS = 32 * TEAM_VALUES + 2 * TEAM_VALUES;
 
 /// `LANES` neighbouring lanes of a warp; a block has several teams.
 template <u32 LANES>
@@ -27,6 +28,9 @@ struct Lanes {
         UNROLL
         for (int i = 0; i < N; i++) x[i] = warp_all<int(LANES)>(x[i], f);
     }
+    /// After the last `all`, and before a thread returns: of clusters.
+    FUNCTOR void leave() const {}
+    FUNCTOR void left() const {}
 };
 
 /// The threads of a block of full warps.
@@ -41,7 +45,7 @@ struct Block {
 
     template <int N, class F>
     FUNCTOR void all(float (&x)[N], float none, F f) const {
-        static_assert(N * 32 <= TEAM_PARTIALS, "they fit");
+        static_assert(N <= TEAM_VALUES, "they fit");
         UNROLL
         for (int i = 0; i < N; i++) x[i] = warp_all(x[i], f);
         // Whoever still reads what was there before.
@@ -56,6 +60,8 @@ struct Block {
             x[i] = warp_all(lane_id() < THREADS / 32 ? partials[i * 32 + lane_id()] : none, f);
         }
     }
+    FUNCTOR void leave() const {}
+    FUNCTOR void left() const {}
 };
 
 /// One value over the team.

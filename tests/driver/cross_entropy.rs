@@ -2,9 +2,10 @@
 
 use crate::common::{Random, assert_close};
 use crate::elementwise::{assert_close_bf16, bf16s, f32s};
-use crate::gpu::{Gpu, NULL, at, digest, launch};
-use crate::on_stand_in;
-use crate::rows::{on_gpu, oracle, uniform};
+use crate::gpu::{Gpu, NULL, at, digest, launch, launch_clusters};
+use crate::rows::{on_gpu, on_gpu_by, oracle, uniform};
+use crate::{on_hopper, on_stand_in};
+use cudarc::driver::sys::CUresult;
 use std::sync::Arc;
 use twoclocks::TensorType;
 use twoclocks::ops::softmax_cross_entropy::{SoftmaxCrossEntropy, Targets};
@@ -48,6 +49,7 @@ fn cross_entropy(
     let module = match (name, variant) {
         ("distributions", _) => "softmax_cross_entropy_soft",
         (_, "16" | "256") => "softmax_cross_entropy",
+        (_, "cluster_4" | "cluster_8") => "softmax_cross_entropy_cluster",
         _ => "softmax_cross_entropy_many",
     };
     let name = format!("softmax_cross_entropy_{dtype}_{name}_{variant}");
@@ -66,7 +68,7 @@ fn cross_entropy(
         ("256", _) => (128, 4),
         ("1024", _) => (128, 1),
         ("4096", _) => (256, 1),
-        ("6144", _) | (_, Targets::Distributions) => (512, 1),
+        ("6144" | "cluster_4" | "cluster_8", _) | (_, Targets::Distributions) => (512, 1),
         _ => (1024, 1),
     };
     let logits = if in_bf16 { at(&narrow) } else { at(&wide) };
@@ -77,23 +79,25 @@ fn cross_entropy(
         (Gradient::OverTheLogits, _) => logits,
     };
     let (r, c) = (rows as u32, classes as u32);
-    launch!(
-        gpu,
-        kernel,
-        r.div_ceil(at_once),
-        threads,
-        0,
-        logits,
-        given,
-        smoothing,
-        to,
-        at(&per_row),
-        at(&results),
-        r,
-        r,
-        c
-    )
-    .expect("it runs");
+    let grid = r.div_ceil(at_once);
+    if let Some(blocks) = variant.strip_prefix("cluster_") {
+        let blocks: u32 = blocks.parse().expect("a number");
+        let addresses = [logits, given, to, at(&per_row), at(&results)];
+        let [logits, given, to, per_row, results] =
+            addresses.each_ref().map(|a| (a as *const u64).cast());
+        let (smoothing, r, c) =
+            (&raw const smoothing, (&raw const r).cast(), (&raw const c).cast());
+        let arguments = [logits, given, smoothing.cast(), to, per_row, results, r, r, c];
+        let extents = [grid * blocks, blocks, threads].map(|extent| (extent, 1, 1));
+        let result = launch_clusters(gpu, &kernel, extents, 0, &arguments);
+        assert_eq!(result, CUresult::CUDA_SUCCESS, "{name}");
+    } else {
+        let (smoothing, per_row, results) = (smoothing, at(&per_row), at(&results));
+        launch!(
+            gpu, kernel, grid, threads, 0, logits, given, smoothing, to, per_row, results, r, r, c
+        )
+        .expect("it runs");
+    }
     launch!(gpu, finish, 1, 1024, 0, at(&results), at(&loss), at(&statistics), r, c)
         .expect("it runs");
     CrossEntropy {
@@ -109,75 +113,129 @@ fn cross_entropy(
     }
 }
 
+/// Forms of the kernel, and the classes that each takes at most.
+const FORMS: [(&str, usize); 6] = [
+    ("16", 16),
+    ("256", 256),
+    ("1024", 1024),
+    ("4096", 4096),
+    ("6144", 6144),
+    ("long", usize::MAX),
+];
+const CLUSTERS: [(&str, usize); 2] = [("cluster_4", 57_344), ("cluster_8", usize::MAX)];
+
+/// Every form against the oracle, for each kind of target and type.
+fn against_the_oracle(shapes: &[(usize, usize)], forms: &[(&str, usize)]) {
+    let gpu = Gpu::new();
+    for (number, &(rows, classes)) in shapes.iter().enumerate() {
+        for targets in [
+            Targets::Labels { smoothing: 0.0 },
+            Targets::Labels { smoothing: 0.1 },
+            Targets::Distributions,
+        ] {
+            let mut random = Random(number as u64 + 1);
+            let mut logits = uniform(&[rows, classes], &mut random, 8.0);
+            // A margin of 30 in the first row: p - 1 would be zero there.
+            logits.data[classes - 1] = 40.0;
+            let given = match targets {
+                Targets::Labels { .. } => {
+                    let mut data: Vec<f64> =
+                        (0..rows).map(|_| random.below(classes as u64) as f64).collect();
+                    data[0] = (classes - 1) as f64;
+                    Values { tensor_type: TensorType::u32([rows]), data }
+                }
+                Targets::Distributions => {
+                    let mut weights = uniform(&[rows, classes], &mut random, 1.0);
+                    for r in 0..rows {
+                        let row = weights.row_mut(r);
+                        row.iter_mut().for_each(|t| *t = t.abs() + 0.01);
+                        let sum: f64 = row.iter().sum();
+                        row.iter_mut().for_each(|t| *t = f64::from((*t / sum) as f32));
+                    }
+                    weights
+                }
+            };
+            for &(variant, most) in forms {
+                // Distributions have fewer forms.
+                let soft = ["16", "256", "long"].contains(&variant);
+                if classes > most || (targets == Targets::Distributions && !soft) {
+                    continue;
+                }
+                let what = format!("{rows}x{classes} {targets:?} {variant}");
+                let inputs = [logits.clone(), given.clone()];
+                let want = oracle(&SoftmaxCrossEntropy { targets }, &inputs);
+                let got = cross_entropy(&gpu, &inputs, targets, variant, false, Gradient::Apart);
+                digest(&what, &got.dlogits);
+                digest(&what, &[got.loss]);
+                digest(&what, &got.statistics);
+                // z - m of up to 48 is rounded before its exponential is taken: 24 units in the last place of
+                // e; sums over classes in the order of a few hundred additions at most.
+                let tolerance = Tolerance::Rounding(80.0);
+                assert_close(&format!("{what} loss"), &[got.loss], &want[0].data, tolerance);
+                assert_close(&format!("{what} dlogits"), &got.dlogits, &want[1].data, tolerance);
+                assert_close(
+                    &format!("{what} statistics"),
+                    &got.statistics,
+                    &want[2].data,
+                    tolerance,
+                );
+                assert_close(&format!("{what} per_row"), &got.per_row, &want[3].data, tolerance);
+                let forward = cross_entropy(&gpu, &inputs, targets, variant, false, Gradient::No);
+                assert_eq!(
+                    forward.loss.to_bits(),
+                    got.loss.to_bits(),
+                    "{what}: without the gradient"
+                );
+
+                let over =
+                    cross_entropy(&gpu, &inputs, targets, variant, false, Gradient::OverTheLogits);
+                assert!(same_bits(&over.dlogits, &got.dlogits), "{what}: over the logits");
+                assert_eq!(over.loss.to_bits(), got.loss.to_bits(), "{what}: over the logits");
+
+                let rounded = Values { data: bf16s(&logits.data).1, ..logits.clone() };
+                let inputs = [rounded, given.clone()];
+                let want = oracle(&SoftmaxCrossEntropy { targets }, &inputs);
+                let got = cross_entropy(&gpu, &inputs, targets, variant, true, Gradient::Apart);
+                digest(&what, &got.dlogits_bf16);
+                assert_close(&format!("{what} bf16 loss"), &[got.loss], &want[0].data, tolerance);
+                assert_close_bf16(&format!("{what} bf16"), &got.dlogits_bf16, &want[1].data, 1.1);
+            }
+        }
+    }
+}
+
 on_stand_in! {
     fn softmax_cross_entropy() {
-        let gpu = Gpu::new();
-        let shapes = [(1, 1), (5, 2), (9, 10), (17, 16), (3, 17), (5, 100), (6, 256), (2, 257), (3, 1000), (2, 1024),
-            (2, 4096), (2, 4097), (1, 13_001), (1, 50_257)];
-        for (number, (rows, classes)) in shapes.into_iter().enumerate() {
-            for targets in [
-                Targets::Labels { smoothing: 0.0 },
-                Targets::Labels { smoothing: 0.1 },
-                Targets::Distributions,
-            ] {
-                let mut random = Random(number as u64 + 1);
-                let mut logits = uniform(&[rows, classes], &mut random, 8.0);
-                // A margin of 30 in the first row: p - 1 would be zero there.
-                logits.data[classes - 1] = 40.0;
-                let given = match targets {
-                    Targets::Labels { .. } => {
-                        let mut data: Vec<f64> = (0..rows).map(|_| random.below(classes as u64) as f64).collect();
-                        data[0] = (classes - 1) as f64;
-                        Values { tensor_type: TensorType::u32([rows]), data }
-                    }
-                    Targets::Distributions => {
-                        let mut weights = uniform(&[rows, classes], &mut random, 1.0);
-                        for r in 0..rows {
-                            let row = weights.row_mut(r);
-                            row.iter_mut().for_each(|t| *t = t.abs() + 0.01);
-                            let sum: f64 = row.iter().sum();
-                            row.iter_mut().for_each(|t| *t = f64::from((*t / sum) as f32));
-                        }
-                        weights
-                    }
-                };
-                for variant in ["16", "256", "1024", "4096", "6144", "long"] {
-                    if variant.parse::<usize>().is_ok_and(|most| classes > most) {
-                        continue;
-                    }
-                    // Distributions have fewer forms.
-                    if targets == Targets::Distributions && variant.len() == 4 && variant != "long" {
-                        continue;
-                    }
-                    let what = format!("{rows}x{classes} {targets:?} {variant}");
-                    let inputs = [logits.clone(), given.clone()];
-                    let want = oracle(&SoftmaxCrossEntropy { targets }, &inputs);
-                    let got = cross_entropy(&gpu, &inputs, targets, variant, false, Gradient::Apart);
-                    digest(&what, &got.dlogits);
-                    digest(&what, &[got.loss]);
-                    digest(&what, &got.statistics);
-                    // z - m of up to 48 is rounded before its exponential is taken: 24 units in the last place of
-                    // e; sums over classes in the order of a few hundred additions at most.
-                    let tolerance = Tolerance::Rounding(80.0);
-                    assert_close(&format!("{what} loss"), &[got.loss], &want[0].data, tolerance);
-                    assert_close(&format!("{what} dlogits"), &got.dlogits, &want[1].data, tolerance);
-                    assert_close(&format!("{what} statistics"), &got.statistics, &want[2].data, tolerance);
-                    assert_close(&format!("{what} per_row"), &got.per_row, &want[3].data, tolerance);
-                    let forward = cross_entropy(&gpu, &inputs, targets, variant, false, Gradient::No);
-                    assert_eq!(forward.loss.to_bits(), got.loss.to_bits(), "{what}: without the gradient");
+        let shapes = [
+            (1, 1), (5, 2), (9, 10), (17, 16), (3, 17), (5, 100), (6, 256), (2, 257), (3, 1000), (2, 1024), (2, 4096), (2, 4097),
+            (1, 13_001), (1, 50_257),
+        ];
+        against_the_oracle(&shapes, &FORMS);
+    }
+}
 
-                    let over = cross_entropy(&gpu, &inputs, targets, variant, false, Gradient::OverTheLogits);
-                    assert!(same_bits(&over.dlogits, &got.dlogits), "{what}: over the logits");
-                    assert_eq!(over.loss.to_bits(), got.loss.to_bits(), "{what}: over the logits");
+on_hopper! {
+    fn softmax_cross_entropy_by_clusters() {
+        against_the_oracle(&[(3, 10), (2, 12_289), (1, 50_257), (1, 128_256), (1, 140_001)], &CLUSTERS);
+    }
+}
 
-                    let rounded = Values { data: bf16s(&logits.data).1, ..logits.clone() };
-                    let inputs = [rounded, given.clone()];
-                    let want = oracle(&SoftmaxCrossEntropy { targets }, &inputs);
-                    let got = cross_entropy(&gpu, &inputs, targets, variant, true, Gradient::Apart);
-                    digest(&what, &got.dlogits_bf16);
-                    assert_close(&format!("{what} bf16 loss"), &[got.loss], &want[0].data, tolerance);
-                    assert_close_bf16(&format!("{what} bf16"), &got.dlogits_bf16, &want[1].data, 1.1);
-                }
+on_hopper! {
+    /// The crate launches clusters where there are some, for rows that one block does not hold.
+    fn vocabularies_by_clusters() {
+        let sizes = [(12_288, "many"), (12_292, "cluster"), (57_344, "cluster"), (57_345, "cluster"), (128_256, "cluster")];
+        for (classes, kernel) in sizes {
+            let mut random = Random(classes as u64);
+            let logits = uniform(&[2, classes], &mut random, 8.0);
+            let data = (0..2).map(|_| random.below(classes as u64) as f64).collect();
+            let inputs = [logits, Values { tensor_type: TensorType::u32([2]), data }];
+            let op = SoftmaxCrossEntropy { targets: Targets::Labels { smoothing: 0.1 } };
+            let want = oracle(&op, &inputs);
+            let (got, kernels) = on_gpu_by(Arc::new(op), &inputs, 0);
+            assert_eq!(kernels, [format!("softmax_cross_entropy_{kernel}")]);
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                digest(&format!("{classes} {i}"), got);
+                assert_close(&format!("{classes} {i}"), got, &want.data, Tolerance::Rounding(80.0));
             }
         }
     }
@@ -189,7 +247,7 @@ type Change<'a> = &'a dyn Fn(&mut [f64], &mut [f64]);
 on_stand_in! {
     fn cross_entropy_at_its_edges() {
         let gpu = Gpu::new();
-        for variant in ["16", "256", "1024", "4096", "6144", "long"] {
+        for variant in FORMS.map(|form| form.0) {
             let targets = Targets::Labels { smoothing: 0.0 };
             let run = |change: Change<'_>| {
                 let mut logits = Values {

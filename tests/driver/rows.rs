@@ -40,6 +40,15 @@ pub fn between(shape: &[usize], random: &mut Random, low: f64, high: f64) -> Val
 
 /// What a GPU makes of the inputs. All tensors begin `offset` elements after an aligned address.
 pub fn on_gpu(op: Arc<dyn Operation>, inputs: &[Values], offset: usize) -> Vec<Vec<f32>> {
+    on_gpu_by(op, inputs, offset).0
+}
+
+/// The same, and the modules of the kernels that did it.
+pub fn on_gpu_by(
+    op: Arc<dyn Operation>,
+    inputs: &[Values],
+    offset: usize,
+) -> (Vec<Vec<f32>>, Vec<String>) {
     let device = Device::cuda("cuda:0").expect("the stand-in has a device");
     let mut store = Store::new(&device);
     let mut regions = Vec::new();
@@ -76,7 +85,8 @@ pub fn on_gpu(op: Arc<dyn Operation>, inputs: &[Values], offset: usize) -> Vec<V
         assert!(all.pop().is_some_and(f32::is_nan), "nothing after a tensor is written");
         all.split_off(offset)
     };
-    output_types.iter().zip(&outputs_at).map(read).collect()
+    let kernels = recording.nodes().iter().map(|node| node.kernel.to_owned()).collect();
+    (output_types.iter().zip(&outputs_at).map(read).collect(), kernels)
 }
 
 /// A GPU beside the oracle, at aligned addresses and at others: where the kernel does not see a difference but in

@@ -8,7 +8,6 @@
 //! reads and writes dW once.
 
 use super::{DB, DW, DX, LOSS, PER_ROW, STATISTICS};
-use crate::device::Target;
 use crate::device::cuda::{Launches, Place};
 use crate::gemm::Spec;
 use crate::ops::Site;
@@ -49,7 +48,7 @@ pub(super) fn launch(site: &Site<'_>, smoothing: f32, budget: usize) -> Option<L
         let x = from(Place::Input(0), first * inner);
         let spec = Spec::new(part, classes, inner);
         let epilogue = Epilogue { bias, ..Epilogue::to(logits) };
-        multiply(&mut launches, site.target, kept, spec, [x, w], &epilogue)?;
+        multiply(&mut launches, site, kept, spec, [x, w], &epilogue)?;
         let of = Rows {
             logits,
             given: from(Place::Input(2), first),
@@ -60,16 +59,23 @@ pub(super) fn launch(site: &Site<'_>, smoothing: f32, budget: usize) -> Option<L
             total_rows: count,
             classes,
         };
-        rows(&mut launches, Targets::Labels { smoothing }, &of)?;
+        rows(&mut launches, site.target, Targets::Labels { smoothing }, &of)?;
         if used(DX) {
             let spec = Spec::new(part, inner, classes).b_transposed();
             let dx = Epilogue::to(from(Place::Output(DX), first * inner));
-            multiply(&mut launches, site.target, kept, spec, [logits, w], &dx)?;
+            multiply(&mut launches, site, kept, spec, [logits, w], &dx)?;
         }
         if used(DW) {
             let spec = Spec::new(inner, classes, part).a_transposed();
             let spec = Spec { accumulate: number > 0, ..spec };
-            multiply(&mut launches, site.target, kept, spec, [x, logits], &Epilogue::to(Place::Output(DW)))?;
+            multiply(
+                &mut launches,
+                site,
+                kept,
+                spec,
+                [x, logits],
+                &Epilogue::to(Place::Output(DW)),
+            )?;
         }
         if used(DB) {
             launches.release_scratch(kept);
@@ -99,12 +105,12 @@ fn from(place: Place, elements: usize) -> Place {
 /// launches before it was.
 fn multiply(
     launches: &mut Launches,
-    target: Target,
+    site: &Site<'_>,
     kept: usize,
     spec: Spec,
     operands: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
     launches.release_scratch(kept);
-    product(launches, target, Products { batches: 1, spec }, operands, epilogue)
+    product(launches, site.target, Products { batches: 1, spec }, operands, epilogue)
 }

@@ -289,6 +289,12 @@ mod tests {
             let site = Site { inputs: &types, outputs: &outputs, used: &[true; 5], isa, target };
             let launch = op.cpu(&site).expect("a kernel");
             assert!(launch.scratch_elements() * 4 <= MOST, "{isa}");
+            // Of a GPU: blocks of logits, and what their products take.
+            #[cfg(feature = "cuda")]
+            {
+                let bytes = op.cuda(&site).expect("kernels").scratch_bytes();
+                assert!(bytes <= 4 * CUDA_BUDGET + MOST, "{bytes} bytes");
+            }
         }
     }
 

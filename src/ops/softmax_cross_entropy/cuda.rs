@@ -1,7 +1,8 @@
 //! Softmax and cross-entropy on a GPU: `kernels/softmax_cross_entropy.cu` and its kin, a row in the
-//! registers of some lanes of a warp or of a block; and one block that adds the rows' results.
+//! registers of some lanes of a warp, of a block or of a cluster; and one block that adds the rows' results.
 
 use super::Targets;
+use crate::device::Target;
 use crate::device::cuda::{Kernel, Launches, Place};
 use crate::ops::Site;
 use crate::ops::softmax::cuda::{Form, form, pick};
@@ -16,6 +17,11 @@ const LABELS: [Form; 6] = [
     form(usize::MAX, "long", 1024, 1),
 ];
 const FEW: usize = 256;
+/// Classes that one block has in its registers. More are a cluster's where there are clusters: of four
+/// blocks up to `FOUR`, then of eight.
+const ONE: usize = 12_288;
+const FOUR: usize = 57_344;
+const CLUSTERS: (u32, u32) = (9, 0);
 const DISTRIBUTIONS: [Form; 3] =
     [form(16, "16", 128, 32), form(256, "256", 128, 4), form(usize::MAX, "long", 512, 1)];
 
@@ -37,22 +43,42 @@ pub(in crate::ops) struct Rows {
 }
 
 /// Appends the kernel of some rows.
-pub(in crate::ops) fn rows(launches: &mut Launches, targets: Targets, of: &Rows) -> Option<()> {
+pub(in crate::ops) fn rows(
+    launches: &mut Launches,
+    target: Target,
+    targets: Targets,
+    of: &Rows,
+) -> Option<()> {
     let (forms, kind, smoothing): (&[Form], _, _) = match targets {
         Targets::Labels { smoothing } => (&LABELS, "labels", smoothing),
         Targets::Distributions => (&DISTRIBUTIONS, "distributions", 0.0),
     };
     let form = pick(forms, of.classes);
-    let module = match targets {
-        Targets::Labels { .. } if of.classes <= FEW => "softmax_cross_entropy",
-        Targets::Labels { .. } => "softmax_cross_entropy_many",
-        Targets::Distributions => "softmax_cross_entropy_soft",
+    let clusters = target.capability >= CLUSTERS && targets != Targets::Distributions;
+    let blocks = match clusters && of.classes > ONE {
+        true if of.classes > FOUR => 8,
+        true => 4,
+        false => 1,
+    };
+    let (module, form, grid, block) = match targets {
+        _ if blocks > 1 => {
+            ("softmax_cross_entropy_cluster", format!("cluster_{blocks}"), of.rows * blocks, 512)
+        }
+        _ => {
+            let module = match targets {
+                Targets::Labels { .. } if of.classes <= FEW => "softmax_cross_entropy",
+                Targets::Labels { .. } => "softmax_cross_entropy_many",
+                Targets::Distributions => "softmax_cross_entropy_soft",
+            };
+            (module, form.name.to_owned(), of.rows.div_ceil(form.rows), form.block)
+        }
     };
     let number = |count: usize| u32::try_from(count).ok();
     launches.kernel(
-        Kernel::new(module, format!("softmax_cross_entropy_f32_{kind}_{}", form.name))
-            .grid([of.rows.div_ceil(form.rows), 1, 1])
-            .block(form.block)
+        Kernel::new(module, format!("softmax_cross_entropy_f32_{kind}_{form}"))
+            .grid([grid, 1, 1])
+            .cluster([blocks, 1, 1])
+            .block(block)
             .with(of.logits)
             .with(of.given)
             .with(smoothing)
@@ -111,7 +137,7 @@ pub(super) fn launch(site: &Site<'_>, targets: Targets) -> Option<Launches> {
         total_rows: count,
         classes,
     };
-    rows(&mut launches, targets, &of)?;
+    rows(&mut launches, site.target, targets, &of)?;
     finish(&mut launches, results, [count, classes], [0, 2], site.used)?;
     Some(launches)
 }
