@@ -115,7 +115,7 @@ on_stand_in! {
 on_stand_in! {
     /// Losses and weights of ten steps are those of PyTorch, as on the CPU.
     fn ten_steps_of_pytorch() {
-        for name in ["adamw", "adamw_accumulate", "sgd_nesterov", "sgd_clip", "lion"] {
+        for name in ["adamw", "adamw_accumulate", "adamw_gelu_layer_norm", "sgd_nesterov", "sgd_clip", "lion"] {
             trajectory::check(name, &device());
         }
     }

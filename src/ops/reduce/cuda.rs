@@ -64,6 +64,10 @@ pub(in crate::ops) fn run(
     [outer, extent, inner]: [usize; 3],
     scale: f32,
 ) -> Option<()> {
+    // Nothing to write, and no lanes to share it.
+    if outer == 0 || inner == 0 {
+        return Some(());
+    }
     let number = |count: usize| u32::try_from(count).ok();
     if inner == 1 && extent <= SHORT {
         launches.kernel(
