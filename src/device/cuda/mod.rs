@@ -2,7 +2,7 @@
 //! over.
 //!
 //! - `driver.rs`: opens the driver, and asks for all it needs before anything is called.
-//! - `kernels.rs`: the PTX that the crate carries.
+//! - `kernels.rs`: the PTX and cubins that the crate carries.
 //! - `context.rs`: an open device with its stream and the modules that were loaded; `memory.rs`: its memory.
 //! - `launch.rs`: what an operation gives to run; `program.rs`: a whole step of it, as one graph.
 
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use std::fmt;
 
-pub use context::Cuda;
+pub use context::{Cuda, Route};
 pub use kernels::modules;
 pub use launch::{Argument, Kernel, Launches, Place, Task, Tiles};
 pub use memory::Buffer;
