@@ -68,37 +68,6 @@ DEVICE u32 items_of(const Gemm& g, u32 blocks) {
     return (g.m + ROWS * blocks - 1) / (ROWS * blocks) * ((g.n + COLUMNS - 1) / COLUMNS) * g.splits;
 }
 
-/// Four neighbours of a row, all within it and aligned.
-DEVICE void finish_four(const Epilogue& e, Four v, u64 i, u32 column) {
-    if (e.bias) {
-        Four bias = load_four(e.bias + column);
-        UNROLL
-        for (u32 j = 0; j < 4; j++) v.x[j] += bias.x[j];
-    }
-    if (e.argument) store_four(e.argument + i, v);
-    if (e.saved) {
-        Four saved = load_four(e.saved + i);
-        UNROLL
-        for (u32 j = 0; j < 4; j++) v.x[j] = activation_gradient(int(e.mask), v.x[j], saved.x[j]);
-    } else {
-        UNROLL
-        for (u32 j = 0; j < 4; j++) v.x[j] = activate(int(e.activation), v.x[j]);
-    }
-    if (e.accumulate) {
-        Four y = load_four(e.y + i);
-        UNROLL
-        for (u32 j = 0; j < 4; j++) v.x[j] += y.x[j];
-    }
-    if (e.y) store_four(e.y + i, v);
-    if (e.y_bf16) store_four(e.y_bf16 + i, v);
-}
-
-/// Whether all rows of what an epilogue touches begin where four elements can be accessed at once.
-DEVICE bool aligned_rows(const Epilogue& e, u32 n) {
-    u64 all = u64(e.bias) | u64(e.saved) | u64(e.argument) | u64(e.y) | u64(e.y_bf16) * 2;
-    return n % 4 == 0 && all % 16 == 0;
-}
-
 /// Part `part` of the columns of a warpgroup's sums, 32 of them, as rows of 128 bytes with the swizzle. A thread of an odd row
 /// writes its pairs in another order, so that half a warp meets all banks.
 template <u32 COUNT>
@@ -127,7 +96,7 @@ DEVICE void finish_tile(const Gemm& g, const TensorMap& map, const float (&sums)
     u32 thread = threadIdx.x % WARPGROUP, barrier = threadIdx.x / WARPGROUP;
     if (row >= g.m) return;
     bool tiles = g.store_tiles && u64(g.partials ? g.partials : g.epilogue.y) % 16 == 0;
-    bool vectors = g.partials ? g.n % 4 == 0 : aligned_rows(g.epilogue, g.n);
+    bool vectors = g.partials ? g.n % 4 == 0 : in_fours(g.epilogue, g.n);
     // Rolled: the epilogue is there once, and only the parts' registers are named one by one.
     ROLLED
     for (u32 part = 0; part < COLUMNS / 32; part++) {

@@ -161,6 +161,93 @@ fn run(gpu: &Gpu, way: Way, product: &Product, epilogue: Epilogue, store_tiles: 
     gpu.stream.synchronize().expect("it ran");
 }
 
+/// A product that pays on Hopper, recorded on a tape. Its entries in some rows against sums in f64.
+#[cfg(feature = "cuda")]
+mod on_a_tape {
+    use crate::build::{self, HOPPER};
+    use crate::common::{Random, assert_close};
+    use crate::elementwise::bf16s;
+    use crate::gpu::digest;
+    use twoclocks::device::cuda::{Cuda, Route};
+    use twoclocks::gemm::Precision;
+    use twoclocks::ops::{Tolerance, matmul};
+    use twoclocks::{Device, Recorder, Store, Tape};
+
+    #[test]
+    fn large_products_are_hoppers() {
+        build::on_stand_in_with(
+            "hopper::on_a_tape::large_products_are_hoppers",
+            &["shuffle:1"],
+            &HOPPER,
+            || {
+                let device = Device::cuda("cuda:0").expect("the stand-in has a device");
+                let mut store = Store::new(&device);
+                let (m, n, k) = (2040, 2056, 304);
+                let mut random = Random(3);
+                let mut make = |len: usize| -> Vec<f64> {
+                    bf16s(&(0..len).map(|_| random.unit() * 2.0 - 1.0).collect::<Vec<_>>()).1
+                };
+                let (a, b) = (make(m * k), make(k * n));
+                let upload = |store: &mut Store, name, x: &[f64]| {
+                    store.upload(name, &x.iter().map(|&x| x as f32).collect::<Vec<_>>())
+                };
+                let (a_at, b_at) = (upload(&mut store, "a", &a), upload(&mut store, "b", &b));
+                let mut tape = Tape::new(&store);
+                let a_var = tape.persistent("a", a_at, 0, [m, k]).expect("a");
+                let b_var = tape.persistent("b", b_at, 0, [k, n]).expect("b");
+                let y = matmul::matmul_in(&mut tape, Precision::Bf16, a_var, b_var, false, false)
+                    .expect("fits");
+                assert_eq!(tape.tensor_type(y).elements(), m * n);
+                tape.output(y).expect("output");
+                let mut recording = tape.compile(&store).expect("it compiles");
+                assert_eq!(recording.nodes()[0].kernel, "gemm_sm90");
+                recording.replay(&mut store).expect("it runs");
+                let got = recording.read(y).expect("read");
+                for row in [0, 63, 127, 128, 1000, 2039] {
+                    let want: Vec<f64> = (0..n)
+                        .map(|j| (0..k).map(|l| a[row * k + l] * b[l * n + j]).sum())
+                        .collect();
+                    assert_close(
+                        &format!("row {row}"),
+                        &got[row * n..][..n],
+                        &want,
+                        Tolerance::Accumulation(k),
+                    );
+                }
+                digest("y", &got);
+            },
+        );
+    }
+
+    #[test]
+    fn the_cubin_is_loaded_where_the_driver_takes_it() {
+        let name = "hopper::on_a_tape::the_cubin_is_loaded_where_the_driver_takes_it";
+        let body = || {
+            let route = Cuda::open("cuda:0").and_then(|device| device.route("gemm_sm90"));
+            println!(
+                "\nroute: {}",
+                route.as_ref().map_or_else(ToString::to_string, Route::to_string)
+            );
+        };
+        if build::inside() {
+            return body();
+        }
+        let refuse = ("TWOCLOCKS_STANDIN_CUBIN", "refuse");
+        for (variables, words) in [
+            (&HOPPER[..], "route: cubin for sm_90a"),
+            (
+                &[HOPPER[0], refuse][..],
+                "route: PTX, compiled by the driver, which refused the cubin",
+            ),
+            (&[][..], "do not load on sm_80"),
+        ] {
+            let Some(output) = build::start(name, variables) else { return };
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.contains(words), "no `{words}` in {said}");
+        }
+    }
+}
+
 const LAYOUTS: [&str; 3] = ["nn", "nt", "tn"];
 
 on_hopper! {
@@ -209,6 +296,24 @@ on_hopper! {
                 digest(&what, &got);
                 assert_close(&what, &got, &product.y, Tolerance::Accumulation(product.k));
             }
+        }
+    }
+}
+
+on_hopper! {
+    /// More rows than clusters go down before the next column.
+    fn tall_products() {
+        let gpu = Gpu::new();
+        let product = Product::new([2200, 136, 24], true);
+        for (layout, cluster, clusters, splits) in [("nn", 2, 3, 1), ("nt", 1, 5, 1), ("tn", 2, 2, 1)] {
+            let way = Way { layout, columns: 128, cluster, clusters, splits };
+            let what = format!("{way:?}");
+            let y = gpu.unset::<f32>(product.m * product.n);
+            let epilogue = Epilogue { y: at(&y), ..Epilogue::default() };
+            run(&gpu, way, &product, epilogue, true);
+            let got = gpu.download(&y);
+            digest(&what, &got);
+            assert_close(&what, &got, &product.y, Tolerance::Accumulation(product.k));
         }
     }
 }

@@ -108,10 +108,15 @@ fn the_ptx_is_of_these_sources() {
     for (name, noted) in manifest["headers"].as_object().expect("an object") {
         check(format!("common/{name}"), noted);
     }
+    let mut cubins = 0;
     let kernels = manifest["kernels"].as_object().expect("an object");
     for (name, noted) in kernels {
         check(format!("{name}.cu"), &noted["source"]);
         check(format!("ptx/{name}.ptx"), &noted["ptx"]);
+        for (architecture, noted) in noted["cubins"].as_object().into_iter().flatten() {
+            check(format!("ptx/{name}.{architecture}.cubin"), noted);
+            cubins += 1;
+        }
     }
     let count = |folder: &std::path::Path, ending: &str| {
         let files = std::fs::read_dir(folder).expect("it is there");
@@ -124,6 +129,7 @@ fn the_ptx_is_of_these_sources() {
     };
     assert_eq!(kernels.len(), count(&folder, "cu"), "every source has its PTX");
     assert_eq!(kernels.len(), count(&folder.join("ptx"), "ptx"), "every PTX has its source");
+    assert_eq!(cubins, count(&folder.join("ptx"), "cubin"), "every cubin is noted");
     let headers = manifest["headers"].as_object().expect("an object").len();
     assert_eq!(headers, count(&folder.join("common"), "cuh"), "every header is noted");
 }

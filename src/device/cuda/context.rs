@@ -1,6 +1,7 @@
 //! One device that is open: its context, one stream, and the modules that were loaded.
 #![allow(unsafe_code)]
 
+use super::kernels::cubin;
 use super::{Info, driver, find, modules};
 use crate::device::Target;
 use crate::error::{Error, Result};
@@ -35,9 +36,33 @@ pub struct Cuda {
     pages: Mutex<Vec<(NonNull<u8>, usize)>>,
 }
 
+/// How the kernels of a module came to the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// As they were compiled for its architecture (`sm_90a`), before the crate was built.
+    Cubin(String),
+    /// The driver compiled their PTX; `refused` is its answer to the cubin, where there is one for this device.
+    Ptx {
+        /// Why not the cubin.
+        refused: Option<String>,
+    },
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Route::Cubin(architecture) => write!(f, "cubin for {architecture}"),
+            Route::Ptx { refused: None } => write!(f, "PTX, compiled by the driver"),
+            Route::Ptx { refused: Some(why) } => {
+                write!(f, "PTX, compiled by the driver, which refused the cubin: {why}")
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Loaded {
-    modules: HashMap<&'static str, sys::CUmodule>,
+    modules: HashMap<&'static str, (sys::CUmodule, Route)>,
     kernels: HashMap<String, Function>,
 }
 
@@ -182,19 +207,7 @@ impl Cuda {
         let function = match loaded.kernels.get(kernel) {
             Some(&function) => function,
             None => {
-                let Some(&(module, text)) = modules().iter().find(|(name, _)| *name == module)
-                else {
-                    let problem = format!("this build has no module of kernels '{module}'");
-                    return Err(Error::device(&self.name, problem));
-                };
-                let handle = match loaded.modules.get(module) {
-                    Some(&handle) => handle,
-                    None => {
-                        let handle = self.load(module, text)?;
-                        loaded.modules.insert(module, handle);
-                        handle
-                    }
-                };
+                let handle = self.module(&mut loaded, module)?.0;
                 let text =
                     CString::new(kernel).map_err(|e| Error::device(&self.name, e.to_string()))?;
                 let (mut function, name) = (std::ptr::null_mut(), text.as_ptr());
@@ -215,7 +228,54 @@ impl Cuda {
         Ok(function)
     }
 
-    fn load(&self, name: &str, text: &str) -> Result<sys::CUmodule> {
+    /// How the kernels of one of [`modules`] come to this device. It is loaded, if it was not before.
+    ///
+    /// # Errors
+    /// There is no such module, or it does not load here.
+    pub fn route(&self, module: &str) -> Result<Route> {
+        self.enter()?;
+        Ok(self.module(&mut self.loaded(), module)?.1)
+    }
+
+    fn module(&self, loaded: &mut Loaded, name: &str) -> Result<(sys::CUmodule, Route)> {
+        let Some(&(name, text)) = modules().iter().find(|(module, _)| *module == name) else {
+            let problem = format!("this build has no module of kernels '{name}'");
+            return Err(Error::device(&self.name, problem));
+        };
+        if let Some(module) = loaded.modules.get(name) {
+            return Ok(module.clone());
+        }
+        // Code for sm_90a runs on compute capability 9.0 and nowhere else.
+        let exact = format!("{}a", self.architecture);
+        let mut refused = None;
+        let module = match cubin(name, &exact).map(|image| self.load_cubin(image)) {
+            Some(Ok(module)) => (module, Route::Cubin(exact)),
+            answer => {
+                if let Some(Err(why)) = answer {
+                    refused = Some(why);
+                }
+                (self.load_ptx(name, text)?, Route::Ptx { refused })
+            }
+        };
+        loaded.modules.insert(name, module.clone());
+        Ok(module)
+    }
+
+    /// Or what the driver says against it: one that is older than what made the cubin does not take it.
+    fn load_cubin(&self, image: &[u8]) -> std::result::Result<sys::CUmodule, String> {
+        // Aligned for what is read in it.
+        let mut words = vec![0u64; image.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..image.len()].copy_from_slice(image);
+        let (mut module, none) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: a whole image, which outlives the call; no options. Unloaded in `drop`.
+        driver::check(unsafe {
+            let image = words.as_ptr().cast();
+            sys::cuModuleLoadDataEx(&mut module, image, 0, none, std::ptr::null_mut())
+        })?;
+        Ok(module)
+    }
+
+    fn load_ptx(&self, name: &str, text: &str) -> Result<sys::CUmodule> {
         let image = CString::new(text).map_err(|e| Error::device(&self.name, e.to_string()))?;
         let mut log = vec![0u8; LOG];
         // Values are of the width of an address, whatever they are.
@@ -273,7 +333,7 @@ impl Drop for Cuda {
             for (start, _) in pages.iter() {
                 let _ = sys::cuMemFreeHost(start.as_ptr().cast());
             }
-            for &module in self.loaded().modules.values() {
+            for &(module, _) in self.loaded().modules.values() {
                 let _ = sys::cuModuleUnload(module);
             }
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);

@@ -81,6 +81,9 @@ pub(in crate::ops) fn product(
         // Tensor cores for bf16 came with 8.0.
         return None;
     }
+    if hopper::product(launches, target, products, [a, b], epilogue).is_some() {
+        return Some(());
+    }
     let Products { batches, spec } = products;
     let Spec { m, n, k, .. } = spec;
     let layout = match (spec.a, spec.b) {
@@ -97,9 +100,6 @@ pub(in crate::ops) fn product(
     let (module, name, block, shared) = match spec.precision {
         Precision::F32 => ("gemm_fma", format!("gemm_fma_f32_{layout}_{tile}"), 256, 0),
         Precision::Bf16 => {
-            if hopper::product(launches, target, layout, spec, [a, b], epilogue).is_some() {
-                return Some(());
-            }
             ("gemm", format!("gemm_mma_f32_{layout}_{tile}"), tile as u32 * 2, tile as u32 * 480)
         }
         Precision::F32Split => return None,

@@ -3,10 +3,11 @@
 //! Its operands are bf16 in memory. Those of today's tapes are f32, so they are converted into scratch memory first:
 //! 6 bytes an element of both operands, read and written, which a large product makes up for.
 
+use super::Products;
 use super::cuda::{Epilogue, add_parts};
 use crate::device::Target;
 use crate::device::cuda::{Argument, Kernel, Launches, Place, Tiles};
-use crate::gemm::{Spec, Transpose};
+use crate::gemm::{Precision, Spec, Transpose};
 use crate::tensor::DType;
 
 /// Dynamic shared memory of a block: the ring of 192 KiB, what stores go by, barriers, and the way to a multiple of 1024.
@@ -97,19 +98,25 @@ impl Converted {
     }
 }
 
-/// Appends a product of f32 matrices, rounded to bf16, if the device has these kernels and they pay.
+/// Appends a product of one pair of f32 matrices, rounded to bf16, if the device has these kernels and they pay.
 pub(super) fn product(
     launches: &mut Launches,
     target: Target,
-    layout: &str,
-    spec: Spec,
+    Products { batches, spec }: Products,
     operands: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
     let Spec { m, n, k, .. } = spec;
-    if target.capability != (9, 0) || !pays(m, n, k) {
+    let bf16 = spec.precision == Precision::Bf16 && !spec.accumulate && batches == 1;
+    if target.capability != (9, 0) || !bf16 || !pays(m, n, k) {
         return None;
     }
+    let layout = match (spec.a, spec.b) {
+        (Transpose::No, Transpose::No) => "nn",
+        (Transpose::No, Transpose::Yes) => "nt",
+        (Transpose::Yes, Transpose::No) => "tn",
+        (Transpose::Yes, Transpose::Yes) => return None,
+    };
     let number = |count: usize| u32::try_from(count).ok();
     // All of them fit, or none is begun.
     for extent in [m, n, k, m * k / 8, k * n / 8] {
