@@ -12,6 +12,7 @@ use crate::ops::{Site, Var};
 use crate::tensor::{DType, TensorType};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A recording's program and memory on a GPU.
 pub(super) struct OnCuda {
@@ -196,16 +197,15 @@ impl OnCuda {
         self.program.replay(control)
     }
 
-    /// Node after node, with the nanoseconds of each; these include the way there and back.
+    /// Node after node, with the nanoseconds of each by the device's clock.
     pub(super) fn replay_timed(
         &mut self,
         control: &Control,
         mut each: impl FnMut(usize, u64),
     ) -> Result<()> {
-        self.program.replay_by_node(control, |node, time| {
-            each(node, time.as_nanos() as u64);
-            Ok(())
-        })
+        let seconds = self.program.node_seconds(control)?;
+        seconds.into_iter().enumerate().for_each(|(node, s)| each(node, (s * 1e9) as u64));
+        Ok(())
     }
 
     /// Node after node, with the first result that is not finite.
@@ -235,5 +235,28 @@ impl OnCuda {
             Ok(())
         })?;
         Ok(first)
+    }
+}
+
+impl Recording {
+    /// Seconds of one replay by a GPU's own clock, one value a sample: a graph of as many replays, one after
+    /// another, as take 2 ms, so that launches do not count. Measures for `budget`, and for at least
+    /// `least` samples.
+    ///
+    /// # Errors
+    /// As [`Recording::replay`]; or the device is the CPU, which has no such clock.
+    pub fn device_seconds(
+        &mut self,
+        store: &mut Store,
+        budget: Duration,
+        least: usize,
+    ) -> Result<Vec<f64>> {
+        self.begin(store)?;
+        match &mut self.engine {
+            Engine::Cuda(cuda) => cuda.program.device_seconds(store.control(), budget, least),
+            Engine::Cpu(_) => {
+                Err(Error::device(store.device().name(), "only GPUs have a clock of their own"))
+            }
+        }
     }
 }

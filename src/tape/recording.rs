@@ -483,7 +483,7 @@ impl Recording {
 
     /// Before every kind of replay: derived regions are brought up to date, and those that this
     /// recording leaves behind are noted.
-    fn begin(&self, store: &mut Store) -> Result<()> {
+    pub(super) fn begin(&self, store: &mut Store) -> Result<()> {
         self.check_store(store)?;
         store.check()?;
         store.refresh()?;
@@ -537,7 +537,8 @@ impl Recording {
         }
     }
 
-    /// Runs the recorded step once, node after node, and gives each node's time in nanoseconds.
+    /// Runs the recorded step once, node after node, and gives each node's time in nanoseconds: on a GPU by
+    /// its own clock.
     ///
     /// # Errors
     /// As [`Recording::replay`].

@@ -5,13 +5,16 @@
 //! - `kernels.rs`: the PTX that the crate carries.
 //! - `context.rs`: an open device with its stream and the modules that were loaded; `memory.rs`: its memory.
 //! - `launch.rs`: what an operation gives to run; `program.rs`: a whole step of it, as one graph.
+//! - `stopwatch.rs`: time by the device's clock; `peak.rs`: what it can do at most.
 
 mod context;
 mod driver;
 mod kernels;
 mod launch;
 mod memory;
+mod peak;
 mod program;
+mod stopwatch;
 
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
@@ -21,7 +24,9 @@ pub use context::Cuda;
 pub use kernels::modules;
 pub use launch::{Argument, Kernel, Launches, Place, Task};
 pub use memory::Buffer;
+pub use peak::Peak;
 pub use program::{Bound, Program, Range};
+pub use stopwatch::Stopwatch;
 
 /// A device, as the driver describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +41,12 @@ pub struct Info {
     pub memory_bytes: u64,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
+    /// Their clock in hertz, at most.
+    pub clock_hz: f64,
+    /// Bytes of the second-level cache.
+    pub l2_bytes: u64,
+    /// Bytes a second of its memory, by clock and width; 0 where the driver does not say.
+    pub memory_bytes_per_s: f64,
 }
 
 impl fmt::Display for Info {
@@ -116,12 +127,18 @@ fn info(ordinal: usize) -> Result<Info, String> {
     let attribute = |which| driver::attribute(device, which);
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let memory_khz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let bus_bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
     Ok(Info {
         ordinal,
         name: driver::name(device)?,
         capability: (major, minor),
         memory_bytes: driver::memory(device)?,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        clock_hz: 1e3 * f64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?),
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+        // Two transfers a clock, of the bus's bits.
+        memory_bytes_per_s: 2e3 * f64::from(memory_khz) * f64::from(bus_bits) / 8.0,
     })
 }
 

@@ -1,6 +1,8 @@
 //! A whole step as one CUDA graph: launches bound to memory, captured once, launched for every batch.
 #![allow(unsafe_code)]
 
+mod timing;
+
 use super::Cuda;
 use super::context::Function;
 use super::launch::{Argument, Kernel, Launches, Place, Task};
@@ -66,7 +68,7 @@ pub struct Program {
 }
 
 /// A graph that can be launched.
-struct Graph {
+pub(super) struct Graph {
     device: Arc<Cuda>,
     executable: sys::CUgraphExec,
 }
@@ -101,7 +103,7 @@ impl Program {
         }
         // Tables and cleared memory are there before the first replay.
         device.synchronize()?;
-        let graph = capture(device, &bound)?;
+        let graph = capture(device, bound.iter())?;
         Ok(Program {
             device: Arc::clone(device),
             nodes: bound,
@@ -279,11 +281,29 @@ impl Step {
 }
 
 /// All steps as a graph; a null one where there are none.
-fn capture(device: &Arc<Cuda>, nodes: &[(String, Vec<Step>)]) -> Result<Graph> {
-    let mut graph = Graph { device: Arc::clone(device), executable: std::ptr::null_mut() };
-    if nodes.iter().all(|(_, steps)| steps.is_empty()) {
-        return Ok(graph);
+fn capture<'n>(
+    device: &Arc<Cuda>,
+    nodes: impl Iterator<Item = &'n (String, Vec<Step>)> + Clone,
+) -> Result<Graph> {
+    if nodes.clone().all(|(_, steps)| steps.is_empty()) {
+        return Ok(Graph { device: Arc::clone(device), executable: std::ptr::null_mut() });
     }
+    let mut what = String::from("the graph of a step of ");
+    let _ = write!(what, "{} nodes", nodes.clone().count());
+    record(device, &what, |stream| {
+        nodes.clone().try_for_each(|(label, steps)| {
+            steps.iter().try_for_each(|step| step.give(device, stream, label))
+        })
+    })
+}
+
+/// What `give` gives to a stream, as a graph.
+pub(super) fn record(
+    device: &Arc<Cuda>,
+    what: &str,
+    give: impl FnOnce(sys::CUstream) -> Result<()>,
+) -> Result<Graph> {
+    let mut graph = Graph { device: Arc::clone(device), executable: std::ptr::null_mut() };
     device.enter()?;
     // On a stream of its own: what other threads give to the device's is not captured.
     let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
@@ -294,11 +314,7 @@ fn capture(device: &Arc<Cuda>, nodes: &[(String, Vec<Step>)]) -> Result<Graph> {
     // SAFETY: the stream was made for this.
     let begun = unsafe { sys::cuStreamBeginCapture_v2(stream, mode) };
     let begun = device.check("the capture of a step", begun);
-    let given = begun.and_then(|()| {
-        nodes.iter().try_for_each(|(label, steps)| {
-            steps.iter().try_for_each(|step| step.give(device, stream, label))
-        })
-    });
+    let given = begun.and_then(|()| give(stream));
     let mut captured = std::ptr::null_mut();
     // SAFETY: ends the capture, also where a step failed; nothing is left on the stream.
     let ended = unsafe {
@@ -313,14 +329,22 @@ fn capture(device: &Arc<Cuda>, nodes: &[(String, Vec<Step>)]) -> Result<Graph> {
         let made = sys::cuGraphInstantiateWithFlags(&mut graph.executable, captured, 0);
         (made, sys::cuGraphDestroy(captured))
     };
-    let mut what = String::from("the graph of a step of ");
-    let _ = write!(what, "{} nodes", nodes.len());
-    device.check(&what, made)?;
-    device.check(&what, destroyed)?;
+    device.check(what, made)?;
+    device.check(what, destroyed)?;
     // SAFETY: instantiated just now. So the first launch takes no longer than others.
     let uploaded = unsafe { sys::cuGraphUpload(graph.executable, device.stream()) };
-    device.check(&what, uploaded)?;
+    device.check(what, uploaded)?;
     Ok(graph)
+}
+
+impl Graph {
+    /// Gives it to the device's stream.
+    pub(super) fn launch(&self) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: the memory that it names is there as long as whoever made it keeps that.
+        let launched = unsafe { sys::cuGraphLaunch(self.executable, self.device.stream()) };
+        self.device.check("a graph", launched)
+    }
 }
 
 impl Drop for Graph {

@@ -20,6 +20,8 @@
 pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+#[cfg(feature = "cuda")]
+pub use cuda::of_bf16;
 pub(super) mod naive;
 
 use super::linear::{Activation, derivative};
