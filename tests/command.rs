@@ -249,6 +249,8 @@ fn bad_arguments_are_refused_before_anything_is_written() {
     refused("eval", &["eval", "/nonexistent/run"], &["/nonexistent/run"]);
     refused("flag", &["train", "--nosuch"], &["--nosuch"]);
     refused("sizes", &["bench", "gemm", "1x2"], &["1x2", "MxNxK"]);
+    refused("layout", &["bench", "gemm", "1x2x3:tt"], &["tt", "nn, nt or tn"]);
+    refused("device", &["bench", "gemm", "--device", "auto"], &["auto", "cuda:N"]);
     let operands = ["bench", "gemm", "8x8x8", "--operands", "bf16"];
     refused("operands", &operands, &["--operands", "--precision bf16"]);
     refused("operands", &["bench", "ce", "--operands", "bf16"], &["--operands", "bench gemm"]);
@@ -409,6 +411,8 @@ fn every_line_of_bench_and_profile_is_json() {
         &["bench", "gemm", "9x8x7", "--operands=packed", "--seconds=0.01", "--json"],
         &["bench", "ce", "16x10", "--seconds", "0.01", "--json"],
         &["bench", "adamw", "10000x5", "--seconds", "0.01", "--json"],
+        &["bench", "reduce", "33x10", "--seconds", "0.01", "--json"],
+        &["bench", "gemm", "9x8x7:tn", "--seconds", "0.01", "--json"],
         &["bench", "step", "--work", "mlp64", "--seconds", "0.05", "--json"],
         &["profile", "digits", "--seconds", "0.05", "--json"],
         &["doctor", "--json"],

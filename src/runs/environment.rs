@@ -36,6 +36,9 @@ pub struct Environment {
     pub memory_bytes: Option<u64>,
     /// The device that trained: `cpu`, `cuda:0`.
     pub device: String,
+    /// Why that one, where it was chosen and not named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_why: Option<String>,
     /// The instruction set in use, as the device names it.
     pub isa: String,
     /// Threads that trained.
@@ -58,6 +61,7 @@ impl Environment {
                 .ok()
                 .and_then(|t| memory_bytes(&t, "MemTotal:")),
             device: device.into(),
+            device_why: None,
             isa: isa.into(),
             threads,
         }

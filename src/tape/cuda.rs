@@ -12,6 +12,7 @@ use crate::ops::{Site, Var};
 use crate::tensor::{DType, TensorType};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 const _: () = assert!(KEPT == cuda::KEPT, "the device keeps as much as a recording");
 
@@ -271,17 +272,16 @@ impl OnCuda {
         self.stages
     }
 
-    /// Node after node, with the nanoseconds of each; these include the way there and back.
+    /// Node after node, with the nanoseconds of each by the device's clock.
     pub(super) fn replay_timed(
         &mut self,
         store: &mut Store,
         mut each: impl FnMut(usize, u64),
     ) -> Result<()> {
         upload_one(store)?;
-        self.program.replay_by_node(|node, time| {
-            each(node, time.as_nanos() as u64);
-            Ok(())
-        })
+        let seconds = self.program.node_seconds()?;
+        seconds.into_iter().enumerate().for_each(|(node, s)| each(node, (s * 1e9) as u64));
+        Ok(())
     }
 
     /// Node after node, with the first result that is not finite.
@@ -319,4 +319,31 @@ impl OnCuda {
 fn upload_one(store: &mut Store) -> Result<()> {
     let (feed, control, _) = store.feed_parts()?;
     feed.upload(control, 1, control.values(), true, false)
+}
+
+impl Recording {
+    /// Seconds of one replay by a GPU's own clock, one value a sample: a graph of as many replays, one after
+    /// another, as take 2 ms, so that launches do not count. Measures for `budget`, and for at least
+    /// `least` samples.
+    ///
+    /// # Errors
+    /// As [`Recording::replay`]; or the device is the CPU, which has no such clock.
+    pub fn device_seconds(
+        &mut self,
+        store: &mut Store,
+        budget: Duration,
+        least: usize,
+    ) -> Result<Vec<f64>> {
+        self.begin(store)?;
+        match &mut self.engine {
+            Engine::Cuda(cuda) => {
+                // The control block of the times to come.
+                cuda.replay(store)?;
+                cuda.program.device_seconds(budget, least)
+            }
+            Engine::Cpu(_) => {
+                Err(Error::device(store.device().name(), "only GPUs have a clock of their own"))
+            }
+        }
+    }
 }

@@ -601,7 +601,8 @@ impl Recording {
         }
     }
 
-    /// Runs the recorded step once, node after node, and gives each node's time in nanoseconds.
+    /// Runs the recorded step once, node after node, and gives each node's time in nanoseconds: on a GPU by
+    /// its own clock.
     ///
     /// # Errors
     /// As [`Recording::replay`].

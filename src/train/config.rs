@@ -314,13 +314,10 @@ impl Config {
         config
     }
 
-    /// Opens the device that the configuration asks for.
-    ///
-    /// # Errors
-    /// The device is not to be had in this build or on this machine.
-    pub fn open_device(&self) -> Result<Device> {
+    /// Opens the device that the configuration names; not for `auto`, which takes a model to choose for.
+    pub(super) fn open_device(&self) -> Result<Device> {
         match self.device.as_str() {
-            "auto" | "cpu" => Device::cpu(self.threads),
+            "cpu" => Device::cpu(self.threads),
             cuda if cuda.starts_with("cuda") => open_cuda(cuda),
             other => Err(Error::config("device", format!("'{other}' is not auto, cpu or cuda:N"))),
         }

@@ -6,8 +6,10 @@
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod amx_tests;
 mod config;
+mod make;
 mod recipes;
 mod run;
+pub mod select;
 mod state;
 mod trainer;
 

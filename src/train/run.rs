@@ -1,11 +1,11 @@
 //! A configured run in its folder: from the start, or from where it was interrupted.
 
 use super::config::{Config, LoopConfig};
+use super::make::{chosen, trainer};
 use super::state::{self, Position};
-use super::trainer::{Review, TrainOptions, Trainer};
+use super::trainer::{Review, Trainer};
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::nn::{Parameters, Sequential};
 use crate::optim;
 use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, render};
 use crate::tape::NotFinite;
@@ -60,6 +60,8 @@ pub struct Started {
     pub arena_bytes: usize,
     /// Device, instruction set, threads and precision.
     pub device: String,
+    /// Why this device, where `auto` chose it.
+    pub device_why: Option<String>,
     /// Training and test rows.
     pub rows: (usize, usize),
     /// Updates of one epoch.
@@ -131,12 +133,11 @@ pub fn run(
     config.validate()?;
     let config = &config.with_absolute_paths();
     let data = config.data.source()?.load()?;
-    let trainer = trainer(config, &data)?;
+    let (trainer, why) = trainer(config, &data)?;
     let folder = RunFolder::create(root, &config.recipe)?;
     // What `auto` chose: a resumed run must not choose again.
-    let precision = trainer.precision().into();
-    folder.write_config(&Config { precision, ..config.clone() }.to_toml())?;
-    let runner = Runner::new(config, folder, trainer, &data, Position::default(), started)?;
+    folder.write_config(&chosen(config, &trainer).to_toml())?;
+    let runner = Runner::new(config, folder, trainer, why, &data, Position::default(), started)?;
     runner.train(observer, stop)
 }
 
@@ -150,41 +151,25 @@ pub fn resume(path: &Path, observer: &mut dyn Observer, stop: &AtomicBool) -> Re
     let mut folder = RunFolder::open(path)?;
     folder.lock()?;
     let place = folder.file("config.toml").display().to_string();
-    let config = Config::parse(&folder.config()?, &place)?;
+    let mut config = Config::parse(&folder.config()?, &place)?;
+    let undecided = config.precision == super::Precision::Auto || config.device == "auto";
+    if config.device == "auto" {
+        // A run of an earlier version, where that was the CPU.
+        config.device = "cpu".to_owned();
+    }
     let data = config.data.source()?.load()?;
-    let mut trainer = trainer(&config, &data)?;
+    let (mut trainer, why) = trainer(&config, &data)?;
     let position = match state::path(&folder).exists() {
         true => state::load(&mut trainer, &folder)?,
         // Killed before its first checkpoint: the configuration says all that there is to know.
         false => Position::default(),
     };
-    if config.precision == super::Precision::Auto {
+    if undecided {
         // A run of an earlier version, or killed as it began: it must not choose again.
-        let precision = trainer.precision().into();
-        folder.write_config(&Config { precision, ..config.clone() }.to_toml())?;
+        folder.write_config(&chosen(&config, &trainer).to_toml())?;
     }
-    let runner = Runner::new(&config, folder, trainer, &data, position, started)?;
+    let runner = Runner::new(&config, folder, trainer, why, &data, position, started)?;
     runner.train(observer, stop)
-}
-
-/// A trainer as the configuration wants it.
-///
-/// # Errors
-/// The device is not to be had, or the model does not fit the data.
-fn trainer(config: &Config, data: &Split) -> Result<Trainer> {
-    let device = config.open_device()?;
-    let mut parameters = Parameters::new();
-    let model = Sequential::new(&config.model.layers, data.train.shape(), &mut parameters)?;
-    let options = TrainOptions {
-        batch: config.train.batch,
-        accumulate: config.train.accumulate,
-        label_smoothing: config.train.label_smoothing,
-        seed: config.seed,
-        optimizer: config.optimizer,
-        normalise: config.data.normalise.into(),
-        precision: config.precision.resolve(&device, config.train.batch, &parameters),
-    };
-    Trainer::new(&device, Box::new(model), parameters, data, options)
 }
 
 impl Config {
@@ -195,17 +180,18 @@ impl Config {
     pub fn trainer(&self) -> Result<Trainer> {
         self.validate()?;
         let data = self.data.source()?.load()?;
-        trainer(self, &data)
+        Ok(trainer(self, &data)?.0)
     }
 
     /// The trainer of a saved run, with its weights; `data` is another place to read data from,
-    /// `threads` another number of threads.
+    /// `device` another one than it trained on, `threads` another number of threads.
     ///
     /// # Errors
     /// The folder is not a run, its checkpoint cannot be read, or the data cannot be used.
     pub fn saved_trainer(
         path: &Path,
         data: Option<&Path>,
+        device: Option<String>,
         threads: Option<usize>,
     ) -> Result<(Config, Trainer)> {
         let folder = RunFolder::open(path)?;
@@ -214,6 +200,7 @@ impl Config {
         if let Some(data) = data {
             config.data.path = Some(data.to_owned());
         }
+        config.device = device.unwrap_or(config.device);
         config.threads = threads.unwrap_or(config.threads);
         let mut trainer = config.trainer()?;
         state::load_weights(&mut trainer, &folder)?;
@@ -228,6 +215,8 @@ struct Runner<'a> {
     journal: Journal,
     position: Position,
     test_rows: usize,
+    /// Why this device, where `auto` chose it.
+    why: Option<String>,
     /// When this process began, and all seconds of the run before that.
     started: Instant,
     seconds_before: f64,
@@ -248,12 +237,14 @@ impl<'a> Runner<'a> {
         config: &'a Config,
         folder: RunFolder,
         trainer: Trainer,
+        why: Option<String>,
         data: &Split,
         position: Position,
         started: Instant,
     ) -> Result<Self> {
         let device = trainer.store().device();
-        Environment::collect(&device.name(), device.isa(), device.threads()).write(&folder)?;
+        let environment = Environment::collect(&device.name(), device.isa(), device.threads());
+        Environment { device_why: why.clone(), ..environment }.write(&folder)?;
         let mut journal = Journal::open(&folder)?;
         journal.truncate_after_step(position.step)?;
         Ok(Runner {
@@ -263,6 +254,7 @@ impl<'a> Runner<'a> {
             trainer,
             journal,
             test_rows: data.test.rows(),
+            why,
             started,
             seconds_before: position.seconds_total(),
             last_checkpoint: Instant::now(),
@@ -343,6 +335,7 @@ impl<'a> Runner<'a> {
             step_flops: recording.cost().flops,
             arena_bytes: recording.memory().arena_bytes,
             device,
+            device_why: self.why.clone(),
             rows: (rows, self.test_rows),
             steps_per_epoch,
             total_steps,

@@ -1,5 +1,5 @@
 //! Builds the stand-in for libcuda from `tests/driver` and `kernels`, and runs tests on it: each
-//! in a process of its own, started with the loader's path set.
+//! in a process of its own, started with the loader's path set. Or runs them on the driver of this machine.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,49 @@ const INSIDE: &str = "TWOCLOCKS_INSIDE_STAND_IN";
 /// A stand-in for a GPU of compute capability 9.0.
 pub const HOPPER: [(&str, &str); 1] = [("TWOCLOCKS_STANDIN_CAPABILITY", "90")];
 
+/// Where tests run: on the stand-in, or with `system` on the driver that the loader finds, of a GPU.
+const DRIVER: &str = "TWOCLOCKS_TEST_DRIVER";
+
+/// The folder that holds `kernels/ptx`, for a program that was taken to another machine.
+const ROOT: &str = "TWOCLOCKS_TEST_ROOT";
+
 /// In what order threads go on; see `tests/driver/README.md`.
 pub const ORDERS: [&str; 4] = ["forward", "reverse", "shuffle:1", "shuffle:2"];
 
-/// `body` on the stand-in, once in each of `orders`; all must print the same digests. `name` is the
-/// test's own. Says SKIPPED where there is no C++ compiler, which is a failure in CI.
+/// Whether tests run on the driver of this machine instead of the stand-in.
+pub fn on_system() -> bool {
+    match std::env::var(DRIVER).as_deref() {
+        Err(_) | Ok("" | "stand-in") => false,
+        Ok("system") => true,
+        Ok(other) => panic!("{DRIVER} is '{other}', not stand-in or system"),
+    }
+}
+
+/// Whether the test of that name is of the stand-in itself, and this is a GPU; says SKIPPED then.
+pub fn skipped(name: &str) -> bool {
+    const OF_THE_STAND_IN: [&str; 4] = [
+        "tool::",
+        "build::says_where_the_stand_in_is",
+        "device::the_stand_in_is_found_and_named_as_such",
+        "device::doctor_names_the_stand_in",
+    ];
+    let skipped = on_system()
+        && OF_THE_STAND_IN.iter().any(|start| name.starts_with(start))
+        && name != "tool::every_kernel_loads";
+    if skipped {
+        println!("\nSKIPPED: {name} is a test of the stand-in, and this is a driver");
+    }
+    skipped
+}
+
+/// A file of the crate that tests read when they run.
+pub fn file(path: &str) -> PathBuf {
+    let root = std::env::var_os(ROOT).unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join(path)
+}
+
+/// `body` on the stand-in, once in each of `orders`, or twice on a GPU; all must print the same digests.
+/// `name` is the test's own. Says SKIPPED where there is no C++ compiler, which is a failure in CI.
 pub fn on_stand_in(name: &str, orders: &[&str], body: impl FnOnce()) {
     on_stand_in_with(name, orders, &[], body);
 }
@@ -34,9 +72,14 @@ pub fn on_stand_in_with(
         return;
     }
     let mut first: Option<(&str, String)> = None;
+    if skipped(name) {
+        return;
+    }
+    let orders = if on_system() { &["the first run", "the second run"] } else { orders };
     for order in orders {
-        let variables = [variables, &[("TWOCLOCKS_STANDIN_ORDER", order)]].concat();
-        let Some(output) = start(name, &variables) else { return };
+        let ordered = [variables, &[("TWOCLOCKS_STANDIN_ORDER", order)]].concat();
+        let variables = if on_system() { &[][..] } else { &ordered };
+        let Some(output) = start(name, variables) else { return };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name}, {order}: {}\n{text}{errors}", output.status);
@@ -56,15 +99,20 @@ pub fn inside() -> bool {
 }
 
 /// The test `name` of this program on the stand-in, in a process of its own, with `variables` set.
-/// `None` where there is no compiler.
+/// `None` where there is no compiler. On a GPU the variables of the stand-in are set too, and mean nothing.
 pub fn start(name: &str, variables: &[(&str, &str)]) -> Option<Output> {
-    let folder = library()?;
+    if skipped(name) {
+        return None;
+    }
     let own = std::env::current_exe().expect("this program has a path");
-    let output = Command::new(own)
+    let mut command = Command::new(own);
+    if !on_system() {
+        command.env("LD_LIBRARY_PATH", library()?);
+    }
+    let output = command
         .env("RUST_BACKTRACE", "0")
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
-        .env("LD_LIBRARY_PATH", folder)
         .envs(variables.iter().copied())
         .output()
         .expect("this program starts again");
@@ -179,4 +227,16 @@ fn run(mut command: Command) {
     let output = command.output().expect("the compiler ran before");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}\n{errors}");
+}
+
+/// Prints the folder of the library, for scripts that run other programs on it.
+#[test]
+fn says_where_the_stand_in_is() {
+    if skipped("build::says_where_the_stand_in_is") {
+        return;
+    }
+    if let Some(folder) = library() {
+        println!("\nstand-in {}", folder.display());
+        assert!(folder.join("libcuda.so.1").exists());
+    }
 }

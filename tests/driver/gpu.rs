@@ -18,7 +18,7 @@ pub struct Gpu {
 
 impl Gpu {
     pub fn new() -> Gpu {
-        let context = CudaContext::new(0).expect("the stand-in has a device");
+        let context = CudaContext::new(0).expect("the driver has a device");
         // SAFETY: all work of a test goes to one stream, so there is nothing that events would order.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().expect("a stream");
@@ -29,8 +29,9 @@ impl Gpu {
     pub fn kernel(&self, file: &str, name: &str) -> CudaFunction {
         let mut kernels = self.kernels.lock().expect("no test panicked while it held it");
         let load = || {
-            let path = format!("{}/kernels/ptx/{file}.ptx", env!("CARGO_MANIFEST_DIR"));
-            let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+            let path = crate::build::file(&format!("kernels/ptx/{file}.ptx"));
+            let text = std::fs::read_to_string(&path)
+                .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             let module = self.context.load_module(Ptx::from_src(text));
             let module = module.unwrap_or_else(|e| panic!("{file}.ptx: {e}"));
             module.load_function(name).unwrap_or_else(|e| panic!("{name}: {e}"))

@@ -1,32 +1,29 @@
 //! `twoclocks bench`: time, rate, floor and ratio.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod passes;
 mod products;
+mod steps;
+mod works;
 
-use crate::problem::Problem;
 use crate::{Common, output};
 use clap::{Args, ValueEnum};
-use passes::Pass;
 use products::Stored;
 use serde_json::json;
 use std::cell::LazyCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use twoclocks::data::{NormalisationKind, Split, synthetic};
+use steps::Start;
 use twoclocks::device::Control;
 use twoclocks::device::cpu::program::{Bound, Span, Task};
 use twoclocks::device::cpu::{Chunk, Cpu, Launch, Memory, Peak, Program};
 use twoclocks::gemm::{self, Precision};
-use twoclocks::nn::{Forward, Linear, Module, Parameters};
-use twoclocks::ops::{self, Activation, Var};
-use twoclocks::optim::{Optimizer, OptimizerConfig, Segment};
-use twoclocks::runs::Environment;
-use twoclocks::tape::{Recording, Store};
 use twoclocks::tensor::DType;
-use twoclocks::train::{TrainOptions, Trainer};
-use twoclocks::{Device, Error, Result, Tape};
+use twoclocks::{Device, Error, Result};
+use works::{Gradient, Pass, Recorded};
 
 /// Bytes up to which a floor counts data at the cache's rate: a large last-level cache.
 const CACHE_BYTES: f64 = (32u64 << 20) as f64;
@@ -37,9 +34,12 @@ pub struct BenchArgs {
     /// What to time; everything when nothing is named.
     #[arg(value_enum)]
     what: Option<What>,
-    /// Sizes: gemm MxNxK, ce ROWSxCLASSES, adamw PARAMETERSxTENSORS, norm and softmax ROWSxCOLUMNS,
-    /// dispatch NODESxCHUNKS.
+    /// Sizes: gemm MxNxK (with :nt or :tn where B or A lies transposed), ce ROWSxCLASSES, adamw
+    /// PARAMETERSxTENSORS, norm, softmax and reduce ROWSxCOLUMNS, dispatch NODESxCHUNKS.
     sizes: Vec<String>,
+    /// Where to compute: cpu or cuda:N, whose own clock is then read.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Nets of `bench step`: mlp64, mlp, mlp2048.
     #[arg(long, value_name = "NET", num_args = 1..)]
     work: Vec<String>,
@@ -72,6 +72,8 @@ enum What {
     Norm,
     /// Softmax and its gradient.
     Softmax,
+    /// Sums along rows and along columns.
+    Reduce,
     /// Whole training steps.
     Step,
     /// What it costs to run a node, beyond the time of its kernel.
@@ -95,18 +97,6 @@ struct Row {
     updates: Vec<f64>,
     start: Option<Start>,
 }
-
-/// How a net began to train.
-struct Start {
-    /// From the start of the process to the end of the first step.
-    first_step: Duration,
-    /// Mean loss of the last pass over the batches in the first [`CHECKED_STEPS`] steps of a
-    /// problem.
-    loss: Option<f64>,
-}
-
-/// Steps of a problem after which all programs must have the same loss.
-const CHECKED_STEPS: u64 = 200;
 
 /// `began`: the start of the process.
 pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
@@ -139,11 +129,14 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
         let problem = format!("bench step takes nets by --work, not '{}'", args.sizes[0]);
         return Err(Error::config("sizes", problem));
     }
-    let cpu = Arc::new(Cpu::new(args.common.threads.unwrap_or(0))?);
-    let device = Device::Cpu(Arc::clone(&cpu));
     if args.problem.is_some() && (args.what != Some(What::Step) || args.work.len() != 1) {
         return Err(Error::config("--problem", "is of one net: bench step --work NET"));
     }
+    if args.device != "cpu" {
+        return on_gpu(&args, precision, budget, began);
+    }
+    let cpu = Arc::new(Cpu::new(args.common.threads.unwrap_or(0))?);
+    let device = Device::Cpu(Arc::clone(&cpu));
     // Measured when it is first read: not before the first step.
     let peak = LazyCell::new(|| cpu.peak());
     let sizes = |defaults: &[&str]| -> Vec<String> {
@@ -183,11 +176,13 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
     }
     if wanted(What::Ce) {
         for size in sizes(&["128x10", "4096x65", "512x50257"]) {
-            let row = cross_entropy(&cpu, &device, &size, Gradient::Apart, budget)?;
+            let recorded = works::cross_entropy(&device, &size, Gradient::Apart)?;
+            let row = passes::timed(&cpu, recorded, budget)?;
             let from_memory = row.bytes > CACHE_BYTES;
             print(row);
             if from_memory {
-                print(cross_entropy(&cpu, &device, &size, Gradient::OverLogits, budget)?);
+                let recorded = works::cross_entropy(&device, &size, Gradient::OverLogits)?;
+                print(passes::timed_last(&cpu, recorded, budget)?);
             }
         }
     }
@@ -196,25 +191,23 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
             print(adamw(&cpu, &device, &size, budget)?);
         }
     }
-    let passes = [
-        (What::Norm, [Pass::LayerNorm, Pass::LayerNormBackward]),
-        (What::Softmax, [Pass::Softmax, Pass::SoftmaxBackward]),
-    ];
-    for (_, passes) in passes.into_iter().filter(|&(what, _)| wanted(what)) {
+    for (_, passes) in PASSES.into_iter().filter(|&(what, _)| wanted(what)) {
         for size in sizes(&["4096x1024"]) {
             for pass in passes {
-                print(pass.row(&cpu, &device, &size, budget)?);
+                print(passes::timed(&cpu, pass.record(&device, &size)?, budget)?);
+            }
+        }
+    }
+    if wanted(What::Reduce) {
+        for size in sizes(&["4096x1024"]) {
+            for axis in [1, 0] {
+                print(passes::timed(&cpu, works::sum(&device, &size, axis)?, budget)?);
             }
         }
     }
     if wanted(What::Step) {
-        let nets = match args.work.is_empty() {
-            true => vec!["mlp64".to_owned(), "mlp".to_owned(), "mlp2048".to_owned()],
-            false => args.work.clone(),
-        };
-        for net in nets {
-            let problem = args.problem.as_deref();
-            print(step(&device, &net, precision, budget, problem, began)?);
+        for net in steps::nets(&args.work) {
+            print(steps::row(&cpu, &net, precision, budget, args.problem.as_deref(), began)?);
         }
     }
     if wanted(What::Dispatch) {
@@ -223,6 +216,27 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The rows of the two passes over rows.
+const PASSES: [(What, [Pass; 2]); 2] = [
+    (What::Norm, [Pass::LayerNorm, Pass::LayerNormBackward]),
+    (What::Softmax, [Pass::Softmax, Pass::SoftmaxBackward]),
+];
+
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    args: &BenchArgs,
+    precision: Option<Precision>,
+    budget: Duration,
+    began: Instant,
+) -> Result<ExitCode> {
+    cuda::run(args, precision, budget, began)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(args: &BenchArgs, _: Option<Precision>, _: Duration, _: Instant) -> Result<ExitCode> {
+    Err(Error::device(&args.device, "this build is without the feature `cuda`: use --device cpu"))
 }
 
 fn report(row: &Row, cpu: &Cpu, peak: &Peak, json: bool) {
@@ -340,102 +354,20 @@ fn sizes<const N: usize>(text: &str, form: &str) -> Result<[usize; N]> {
         .ok_or_else(|| Error::config("sizes", format!("'{text}' is not of the form {form}")))
 }
 
-/// Refuses sizes whose matrices of f32 do not fit into memory.
-fn require(size: &str, matrices: &[[usize; 2]]) -> Result<()> {
-    let elements: f64 = matrices.iter().map(|&[rows, columns]| rows as f64 * columns as f64).sum();
-    // An operand is made on the host before it is copied to its place.
-    let bytes = 2.0 * elements * size_of::<f32>() as f64;
-    Environment::require_memory(&format!("'{size}'"), bytes)
-}
-
-/// A region of small reproducible values.
-fn region(store: &mut Store, len: usize) -> twoclocks::tape::Region {
-    let mut random = twoclocks::random::Random::new(1, len as u64);
-    let values: Vec<f32> = (0..len).map(|_| random.uniform(-1.0, 1.0) as f32).collect();
-    store.upload("values", &values)
-}
-
-fn timed(mut recording: Recording, mut store: Store, budget: Duration) -> Result<Vec<f64>> {
-    repeat(budget, || recording.replay(&mut store))
-}
-
-/// Where the gradient goes.
-#[derive(Clone, Copy, PartialEq)]
-enum Gradient {
-    /// To memory of its own: the logits stay as they are.
-    Apart,
-    /// Over the logits, which a node computed, as in a training step.
-    OverLogits,
-}
-
-fn cross_entropy(
-    cpu: &Cpu,
-    device: &Device,
-    size: &str,
-    gradient: Gradient,
-    budget: Duration,
-) -> Result<Row> {
-    let [rows, classes] = sizes(size, "ROWSxCLASSES")?;
-    require(size, &[[rows, classes], [rows, classes]])?;
-    let mut store = Store::new(device);
-    let logits = region(&mut store, rows * classes);
-    let labels: Vec<u32> = (0..rows).map(|row| (row * 7919 % classes) as u32).collect();
-    let labels = store.upload("labels", &labels);
-    let mut tape = Tape::new(&store);
-    let mut logits = tape.persistent("logits", logits, 0, [rows, classes])?;
-    let labels = tape.persistent("labels", labels, 0, [rows])?;
-    if gradient == Gradient::OverLogits {
-        logits = ops::copy(&mut tape, logits)?;
-    }
-    let loss = ops::softmax_cross_entropy(&mut tape, logits, labels, 0.0)?;
-    tape.output(loss.loss)?;
-    tape.output(loss.dlogits)?;
-    tape.output(loss.statistics)?;
-    let recording = (tape.compile(&store)?, store);
-    match gradient {
-        Gradient::Apart => {
-            passes::timed(format!("ce_{rows}x{classes}"), rows, cpu, recording, budget)
-        }
-        Gradient::OverLogits => {
-            let work = format!("ce_{rows}x{classes}_in_place");
-            passes::timed_last(work, rows, cpu, recording, budget)
-        }
-    }
-}
-
 fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row> {
-    let [parameters, tensors] = sizes(size, "PARAMETERSxTENSORS")?;
-    if tensors > parameters {
-        return Err(Error::config("sizes", format!("'{size}' has more tensors than parameters")));
-    }
-    // Weights, gradients, two moments.
-    require(size, &[[parameters, 4]])?;
-    let mut store = Store::new(device);
-    let (weights, gradients) = (region(&mut store, parameters), region(&mut store, parameters));
-    let bound = |i: usize| (i as u128 * parameters as u128 / tensors as u128) as usize;
-    let segments = (0..tensors)
-        .map(|i| Segment {
-            offset: bound(i),
-            len: bound(i + 1) - bound(i),
-            rate_factor: 1.0,
-            decay_factor: 1.0,
-        })
-        .collect();
-    let config = OptimizerConfig::default();
-    let optimizer = Optimizer::new(&config, segments, parameters, &mut store)?;
-    let mut tape = Tape::new(&store);
-    optimizer.record(&mut tape, weights, gradients, None)?;
-    let mut recording = tape.compile(&store)?;
+    let (Recorded { work, mut recording, mut store, .. }, optimizer, rate) =
+        works::adamw(device, size)?;
     let cost = recording.cost();
+    let parameters = size.split('x').next().and_then(|count| count.parse().ok());
     let mut step = 0;
     let (seconds, updates) = passes::beside_updates(cpu, cost.bytes, budget, || {
         step += 1;
-        optimizer.prepare(store.control_mut(), step, config.rate, 1.0);
+        optimizer.prepare(store.control_mut(), step, rate, 1.0);
         recording.replay(&mut store)
     })?;
     Ok(Row {
-        work: format!("adamw_{parameters}x{tensors}"),
-        items: parameters as f64,
+        work,
+        items: parameters.unwrap_or(f64::NAN),
         batch: 1,
         precision: Precision::F32,
         operands: None,
@@ -447,114 +379,11 @@ fn adamw(cpu: &Cpu, device: &Device, size: &str, budget: Duration) -> Result<Row
     })
 }
 
-/// Widths of the named nets, all with ReLU between.
-fn widths(net: &str) -> Result<&'static [usize]> {
-    Ok(match net {
-        "mlp64" => &[64, 64, 64, 10],
-        "mlp" => &[784, 512, 512, 10],
-        "mlp2048" => &[784, 2048, 2048, 2048, 10],
-        other => {
-            return Err(Error::config("--work", format!("'{other}' is not mlp64, mlp or mlp2048")));
-        }
-    })
-}
-
-/// Linear layers one after another.
-struct Net(Vec<Linear>);
-
-impl Module for Net {
-    fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
-        self.0.iter().try_fold(x, |x, layer| layer.forward(pass, x))
-    }
-}
-
-fn step(
-    device: &Device,
-    net: &str,
-    precision: Option<Precision>,
-    budget: Duration,
-    problem: Option<&Path>,
-    began: Instant,
-) -> Result<Row> {
-    const BATCH: usize = 128;
-    const BATCHES: usize = 8;
-    let widths = widths(net)?;
-    let problem = problem.map(|path| Problem::read(path, widths, BATCH)).transpose()?;
-    let mut parameters = Parameters::new();
-    let mut layers = Vec::new();
-    for (number, pair) in widths.windows(2).enumerate() {
-        let last = number + 2 == widths.len();
-        let activation = if last { Activation::None } else { Activation::Relu };
-        let name = format!("linear{number}");
-        let layer = Linear::new(&mut parameters, &name, pair[0], pair[1], activation)?;
-        // Optimizers of the peers know one decay for all parameters.
-        if let (Some(bias), true) = (layer.bias(), problem.is_some()) {
-            parameters.info_mut(bias).decay_factor = 1.0;
-        }
-        layers.push(layer);
-    }
-    let classes = widths[widths.len() - 1];
-    let mut options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
-    let mut batches = BATCHES;
-    if let Some(problem) = &problem {
-        options.normalise = NormalisationKind::None;
-        batches = problem.batches;
-    }
-    let Device::Cpu(cpu) = device else { return Err(Error::device(device.name(), "not yet")) };
-    let shapes: Vec<[usize; 2]> = widths.windows(2).map(|pair| [pair[0], pair[1]]).collect();
-    options.precision =
-        precision.unwrap_or_else(|| gemm::choose(cpu.isa(), BATCH, &shapes).precision);
-    let train = match &problem {
-        Some(problem) => problem.dataset(classes, options.seed)?,
-        None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
-    };
-    let data = Split { train, test: synthetic(BATCH, widths[0], classes, 2) };
-    let mut trainer = Trainer::new(device, Box::new(Net(layers)), parameters, &data, options)?;
-    if let Some(problem) = &problem {
-        problem.start(&mut trainer)?;
-    }
-    trainer.start_epoch(0)?;
-    let mut number = 0;
-    let mut next = || {
-        let offset = number as usize % batches * BATCH;
-        number += 1;
-        let loss = trainer.step(number, offset, 1e-3)?;
-        if loss.is_finite() {
-            return Ok(loss);
-        }
-        Err(Error::config("bench step", format!("the loss of step {number} is {loss}")))
-    };
-    let mut losses = vec![next()?];
-    let first_step = began.elapsed();
-    if problem.is_some() {
-        for _ in 1..CHECKED_STEPS {
-            losses.push(next()?);
-        }
-    }
-    let pass = &losses[losses.len().saturating_sub(batches)..];
-    let loss = problem.is_some().then(|| pass.iter().sum::<f64>() / pass.len() as f64);
-    let seconds = repeat(budget, || next().map(drop))?;
-    let (recording, _) = trainer.step_recording()?;
-    let cost = recording.cost();
-    Ok(Row {
-        work: net.to_owned(),
-        items: BATCH as f64,
-        batch: BATCH,
-        precision: trainer.precision(),
-        operands: None,
-        flops: cost.flops,
-        bytes: cost.bytes,
-        seconds,
-        updates: Vec::new(),
-        start: Some(Start { first_step, loss }),
-    })
-}
-
 /// Replays nodes in a stage each, whose chunks only wait a microsecond: what claims and barriers take
 /// beyond that. Help by other threads is not optional here, unlike in a step.
 fn dispatch(cpu: &Cpu, size: &str, budget: Duration) -> Result<Row> {
     let [nodes, chunks] = sizes(size, "NODESxCHUNKS")?;
-    require(size, &[[nodes, chunks]])?;
+    works::require(size, &[[nodes, chunks]])?;
     const CHUNK: Duration = Duration::from_micros(1);
     let wait = |_: &Chunk<'_>| {
         let start = Instant::now();
@@ -597,6 +426,7 @@ fn dispatch(cpu: &Cpu, size: &str, budget: Duration) -> Result<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use twoclocks::runs::Environment;
 
     #[test]
     fn sizes_beyond_memory_are_refused() {
@@ -605,12 +435,13 @@ mod tests {
             let device = Device::Cpu(Arc::clone(&cpu));
             let how = (Precision::F32, Stored::F32);
             let (huge, budget) = (usize::MAX / 2, Duration::from_millis(1));
+            let logits = format!("{huge}x{huge}");
             for refused in [
-                products::row(&cpu, &device, &format!("{huge}x1x1"), how, budget),
-                cross_entropy(&cpu, &device, &format!("{huge}x{huge}"), Gradient::Apart, budget),
-                adamw(&cpu, &device, &format!("{huge}x1"), budget),
+                products::row(&cpu, &device, &format!("{huge}x1x1"), how, budget).err(),
+                works::cross_entropy(&device, &logits, Gradient::Apart).err(),
+                adamw(&cpu, &device, &format!("{huge}x1"), budget).err(),
             ] {
-                let error = refused.err().expect("more than any memory").to_string();
+                let error = refused.expect("more than any memory").to_string();
                 assert!(error.contains("memory") && error.contains(&huge.to_string()), "{error}");
             }
         }

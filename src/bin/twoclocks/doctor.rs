@@ -9,6 +9,7 @@ use twoclocks::device::cpu::isa::ISA_VARIABLE;
 use twoclocks::device::cpu::{Cpu, Isa};
 use twoclocks::gemm::{Plan, Precision, Spec, choose};
 use twoclocks::runs::Environment;
+use twoclocks::train::select;
 
 /// Flags of `twoclocks doctor`.
 #[derive(Args)]
@@ -32,6 +33,7 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
     let environment = Environment::collect("cpu", isa.name(), cpu.threads());
     let peak = cpu.peak();
     let cuda = Cuda::find();
+    let (auto_device, auto_why) = select::outlook();
     if args.common.json {
         output::line(&json!({
             "event": "doctor",
@@ -49,6 +51,7 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
             "cache_bytes_per_s": peak.cache_bytes_per_s,
             "memory_bytes_per_s": peak.memory_bytes_per_s,
             "cuda": cuda.json,
+            "auto": { "weighs": auto_device, "why": auto_why },
             "environment": environment,
         }));
         return Ok(ExitCode::SUCCESS);
@@ -82,6 +85,7 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
     for (name, text) in &cuda.lines {
         output::say!("{name:<13} {text}");
     }
+    output::say!("auto          {auto_why}");
     if !environment.release {
         output::say!("note          this is a debug build: it is many times slower");
     }
@@ -116,8 +120,14 @@ impl Cuda {
                 "NOT A GPU: the stand-in of this crate's tests, which runs kernels on the host; it"
             }
         };
-        let mut lines =
-            vec![("cuda".to_owned(), format!("{what} supports CUDA {}; {TRAINS}", driver.version))];
+        let kernels = cuda::modules().len();
+        let kernels = format!(
+            "{kernels} modules of PTX, which the driver compiles at first use and keeps, where there is no cubin of its own"
+        );
+        let mut lines = vec![
+            ("cuda".to_owned(), format!("{what} supports CUDA {}", driver.version)),
+            ("kernels".to_owned(), kernels.clone()),
+        ];
         let devices = driver.devices.iter().map(|info| (format!("cuda:{}", info.ordinal), info));
         // The products of bf16, of which there are several kinds.
         let products = |name: &str, info: &cuda::Info| {
@@ -137,8 +147,25 @@ impl Cuda {
         });
         let devices: Vec<_> = devices.collect();
         for (name, info, products) in &devices {
+            let rates = match info.flops_per_s() {
+                Some((f32_rate, bf16_rate)) => format!(
+                    "f32 {}FLOP/s, bf16 {}FLOP/s",
+                    output::quantity(f32_rate),
+                    output::quantity(bf16_rate)
+                ),
+                None => "an architecture that is not known here".to_owned(),
+            };
             lines.push((name.clone(), info.to_string()));
-            lines.push(("kernels".to_owned(), products.clone()));
+            lines.push((
+                String::new(),
+                format!(
+                    "{:.2} GHz, L2 {:.0} MiB, memory {}B/s; nominal: {rates}",
+                    info.clock_hz * 1e-9,
+                    info.l2_bytes as f64 / f64::from(1 << 20),
+                    output::quantity(info.memory_bytes_per_s),
+                ),
+            ));
+            lines.push((String::new(), products.clone()));
         }
         let devices: Vec<_> = devices
             .into_iter()
@@ -150,12 +177,19 @@ impl Cuda {
                     "memory_bytes": info.memory_bytes,
                     "multiprocessors": info.multiprocessors,
                     "kernels": products,
+                    "clock_hz": info.clock_hz,
+                    "l2_bytes": info.l2_bytes,
+                    "memory_bytes_per_s": info.memory_bytes_per_s,
+                    "nominal_flops_per_s": info.flops_per_s().map(|(f32_rate, bf16_rate)| {
+                        json!({ "f32": f32_rate, "bf16": bf16_rate })
+                    }),
                 })
             })
             .collect();
         let json = json!({
             "available": true,
             "driver": driver.version,
+            "kernels": kernels,
             "stand_in": driver.stand_in,
             "devices": devices,
         });
@@ -169,7 +203,3 @@ impl Cuda {
         Cuda { json, lines: vec![("cuda".to_owned(), why.to_owned())] }
     }
 }
-
-/// What a GPU is good for so far.
-#[cfg(feature = "cuda")]
-const TRAINS: &str = "--device cuda:N trains there, auto does not yet";

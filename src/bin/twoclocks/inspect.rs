@@ -17,13 +17,16 @@ pub struct EvalArgs {
     /// Another directory or file to read the data set from.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Where to compute, if not where it trained: cpu or cuda:N.
+    #[arg(long)]
+    device: Option<String>,
     #[command(flatten)]
     common: Common,
 }
 
 pub fn eval(args: EvalArgs) -> Result<ExitCode> {
     let (config, mut trainer) =
-        Config::saved_trainer(&args.run, args.data.as_deref(), args.common.threads)?;
+        Config::saved_trainer(&args.run, args.data.as_deref(), args.device, args.common.threads)?;
     let review = trainer.review()?;
     if args.common.json {
         output::line(&json!({

@@ -1,5 +1,8 @@
 //! `twoclocks profile`: the nodes of one training step, each beside its floor.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::{Common, Work, output};
 use clap::Args;
 use serde_json::json;
@@ -33,8 +36,16 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
     let budget = output::budget(args.seconds)? / 2;
     let config = args.work.config("digits", args.common.threads)?;
     let mut trainer = config.trainer().map_err(|error| args.work.name_file(error))?;
-    let Device::Cpu(cpu) = trainer.store().device().clone() else {
-        return Err(Error::device(config.device, "profiles are for the CPU"));
+    let cpu = match trainer.store().device().clone() {
+        Device::Cpu(cpu) => cpu,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) if args.timeline => {
+            let problem = "timelines are of the CPU's threads: leave out --timeline";
+            return Err(Error::device(config.device, problem));
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => return cuda::run(&mut trainer, &cuda, budget, args.common.json),
+        _ => return Err(Error::device(config.device, "is of a kind that has no profiles")),
     };
     let peak = cpu.peak();
     // Products of another precision than f32 have a ceiling of their own.

@@ -182,6 +182,9 @@ impl Observer for Screen {
             started.rows.1,
             started.steps_per_epoch,
         ));
+        if let Some(why) = &started.device_why {
+            self.say(&format!("device auto: {why}"));
+        }
     }
 
     fn step(&mut self, progress: &Progress) {

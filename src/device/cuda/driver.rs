@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
 /// All functions that the crate calls.
-const FUNCTIONS: [&str; 38] = [
+const FUNCTIONS: [&str; 43] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -41,6 +41,11 @@ const FUNCTIONS: [&str; 38] = [
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuMemsetD8Async",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime",
+    "cuEventDestroy_v2",
     "cuGraphInstantiateWithFlags",
     "cuGraphUpload",
     "cuGraphLaunch",

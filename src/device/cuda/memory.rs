@@ -127,6 +127,31 @@ impl Buffer {
         Ok(())
     }
 
+    /// Gives the clearing of the whole block to the device.
+    pub(super) fn clear(&self) -> Result<()> {
+        self.device.enter()?;
+        self.clear_on(self.device.stream())
+    }
+
+    /// Gives it to that stream of the device; the context is entered.
+    pub(super) fn clear_on(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: the block is as long; nobody on the host reads it without waiting.
+        let cleared = unsafe { sys::cuMemsetD8Async(self.address, 0, self.bytes, stream) };
+        self.device.check("the clearing of memory", cleared)
+    }
+
+    /// Gives the copy of all of `from`, which is as long, to the device.
+    pub(super) fn copy_within(&mut self, from: &Buffer) -> Result<()> {
+        assert_eq!(self.bytes, from.bytes, "bytes of a copy");
+        self.device.enter()?;
+        // SAFETY: both blocks are as long, and of this device.
+        let copied = unsafe {
+            let stream = self.device.stream();
+            sys::cuMemcpyDtoDAsync_v2(self.address, from.address, self.bytes, stream)
+        };
+        self.device.check("a copy within the device", copied)
+    }
+
     fn check_range(&self, offset: usize, len: usize) {
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.bytes);
         assert!(fits, "{len} bytes from {offset} on of a block of {}", self.bytes);

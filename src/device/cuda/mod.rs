@@ -6,6 +6,7 @@
 //! - `context.rs`: an open device with its stream and the modules that were loaded; `memory.rs`: its memory.
 //! - `launch.rs`: what an operation gives to run; `program.rs`: whole steps of it, as one graph.
 //! - `feed.rs`: the control blocks of the steps to come, and what is kept of those that are over.
+//! - `stopwatch.rs`: time by the device's clock; `peak.rs`: what it can do at most.
 
 mod context;
 mod driver;
@@ -13,7 +14,9 @@ mod feed;
 mod kernels;
 mod launch;
 mod memory;
+mod peak;
 mod program;
+mod stopwatch;
 
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
@@ -24,7 +27,9 @@ pub use feed::{Feed, KEPT};
 pub use kernels::modules;
 pub use launch::{Argument, Kernel, Launches, Place, Task, Tiles};
 pub use memory::Buffer;
+pub use peak::Peak;
 pub use program::{Bound, Kept, Program, Range};
+pub use stopwatch::Stopwatch;
 
 /// A device, as the driver describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +44,12 @@ pub struct Info {
     pub memory_bytes: u64,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
+    /// Their clock in hertz, at most.
+    pub clock_hz: f64,
+    /// Bytes of the second-level cache.
+    pub l2_bytes: u64,
+    /// Bytes a second of its memory, by clock and width; 0 where the driver does not say.
+    pub memory_bytes_per_s: f64,
 }
 
 impl fmt::Display for Info {
@@ -119,12 +130,18 @@ fn info(ordinal: usize) -> Result<Info, String> {
     let attribute = |which| driver::attribute(device, which);
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let memory_khz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let bus_bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
     Ok(Info {
         ordinal,
         name: driver::name(device)?,
         capability: (major, minor),
         memory_bytes: driver::memory(device)?,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        clock_hz: 1e3 * f64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?),
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+        // Two transfers a clock, of the bus's bits.
+        memory_bytes_per_s: 2e3 * f64::from(memory_khz) * f64::from(bus_bits) / 8.0,
     })
 }
 

@@ -1,6 +1,8 @@
 //! Whole steps as one CUDA graph: launches bound to memory, captured once, launched for many batches.
 #![allow(unsafe_code)]
 
+mod timing;
+
 use super::Cuda;
 use super::context::Function;
 use super::feed::{Feed, KEPT};
@@ -11,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::tensor::DType;
 use cudarc::driver::sys;
 use std::ffi::c_void;
-use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Steps of the graphs that there may be, largest first: each is captured when it is first wanted.
@@ -90,7 +91,7 @@ pub struct Program {
 }
 
 /// A graph that can be launched.
-struct Graph {
+pub(super) struct Graph {
     device: Arc<Cuda>,
     executable: sys::CUgraphExec,
 }
@@ -445,6 +446,16 @@ fn turn(
 
 /// So many steps in a row as a graph.
 fn capture(device: &Arc<Cuda>, nodes: &[Node], turns: &Turns, steps: usize) -> Result<Graph> {
+    let what = format!("the graph of {steps} steps of {} nodes", nodes.len());
+    record(device, &what, |stream| give_steps(device, stream, nodes, Some(turns), steps))
+}
+
+/// What `give` gives to a stream, as a graph.
+pub(super) fn record(
+    device: &Arc<Cuda>,
+    what: &str,
+    give: impl FnOnce(sys::CUstream) -> Result<()>,
+) -> Result<Graph> {
     let mut graph = Graph { device: Arc::clone(device), executable: std::ptr::null_mut() };
     device.enter()?;
     // On a stream of its own: what other threads give to the device's is not captured.
@@ -456,7 +467,7 @@ fn capture(device: &Arc<Cuda>, nodes: &[Node], turns: &Turns, steps: usize) -> R
     // SAFETY: the stream was made for this.
     let begun = unsafe { sys::cuStreamBeginCapture_v2(stream, mode) };
     let begun = device.check("the capture of a step", begun);
-    let given = begun.and_then(|()| give_steps(device, stream, nodes, turns, steps));
+    let given = begun.and_then(|()| give(stream));
     let mut captured = std::ptr::null_mut();
     // SAFETY: ends the capture, also where a step failed; nothing is left on the stream.
     let ended = unsafe {
@@ -471,26 +482,28 @@ fn capture(device: &Arc<Cuda>, nodes: &[Node], turns: &Turns, steps: usize) -> R
         let made = sys::cuGraphInstantiateWithFlags(&mut graph.executable, captured, 0);
         (made, sys::cuGraphDestroy(captured))
     };
-    let mut what = String::new();
-    let _ = write!(what, "the graph of {steps} steps of {} nodes", nodes.len());
-    device.check(&what, made)?;
-    device.check(&what, destroyed)?;
+    device.check(what, made)?;
+    device.check(what, destroyed)?;
     // SAFETY: instantiated just now. So the first launch takes no longer than others.
     let uploaded = unsafe { sys::cuGraphUpload(graph.executable, device.stream()) };
-    device.check(&what, uploaded)?;
+    device.check(what, uploaded)?;
     Ok(graph)
 }
 
-/// Gives steps to a stream that is captured; each node of the graph comes after those that it needs.
+/// Gives steps to a stream that is captured; each node of the graph comes after those that it needs. Without
+/// `turns` all steps have the control block that is there, and begin when the one before is over.
 fn give_steps(
     device: &Cuda,
     stream: sys::CUstream,
     nodes: &[Node],
-    turns: &Turns,
+    turns: Option<&Turns>,
     steps: usize,
 ) -> Result<()> {
-    turns.first.give(device, stream, "a step")?;
-    let mut begin = last_given(device, stream)?;
+    let mut begin = Vec::new();
+    if let Some(turns) = turns {
+        turns.first.give(device, stream, "a step")?;
+        begin = last_given(device, stream)?;
+    }
     // Nobody needs these: the step is over when they are.
     let mut ends = vec![true; nodes.len()];
     nodes.iter().flat_map(|node| &node.after).for_each(|&needed| ends[needed] = false);
@@ -514,10 +527,13 @@ fn give_steps(
         if last.is_empty() {
             last.clone_from(&begin);
         }
-        come_after(device, stream, &mut last)?;
-        let turn = if step + 1 < steps { &turns.between } else { &turns.last };
-        turn.give(device, stream, "a step")?;
-        begin = last_given(device, stream)?;
+        begin = last;
+        if let Some(turns) = turns {
+            come_after(device, stream, &mut begin)?;
+            let turn = if step + 1 < steps { &turns.between } else { &turns.last };
+            turn.give(device, stream, "a step")?;
+            begin = last_given(device, stream)?;
+        }
     }
     Ok(())
 }
@@ -561,6 +577,16 @@ fn come_after(
         sys::cuStreamUpdateCaptureDependencies(stream, nodes.as_mut_ptr(), nodes.len(), set)
     };
     device.check("the capture of a step", updated)
+}
+
+impl Graph {
+    /// Gives it to the device's stream.
+    pub(super) fn launch(&self) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: the memory that it names is there as long as whoever made it keeps that.
+        let launched = unsafe { sys::cuGraphLaunch(self.executable, self.device.stream()) };
+        self.device.check("a graph", launched)
+    }
 }
 
 impl Drop for Graph {

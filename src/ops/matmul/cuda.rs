@@ -74,6 +74,28 @@ pub(in crate::ops) fn product(
     launches: &mut Launches,
     target: Target,
     products: Products,
+    operands: [Place; 2],
+    epilogue: &Epilogue,
+) -> Option<()> {
+    product_of("f32", launches, target, products, operands, epilogue)
+}
+
+/// A product of matrices that lie in memory as bf16, with an f32 result: inputs 0 and 1, output 0. Not
+/// recorded by any operation; for `bench gemm --operands bf16`.
+pub fn of_bf16(target: Target, spec: Spec) -> Option<Launches> {
+    let mut launches = Launches::new();
+    let (products, operands) = (Products { batches: 1, spec }, [Place::Input(0), Place::Input(1)]);
+    let epilogue = Epilogue::to(Place::Output(0));
+    product_of("bf16", &mut launches, target, products, operands, &epilogue)?;
+    Some(launches)
+}
+
+/// As [`product`], of operands of that type.
+fn product_of(
+    element: &str,
+    launches: &mut Launches,
+    target: Target,
+    products: Products,
     [a, b]: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
@@ -100,7 +122,7 @@ pub(in crate::ops) fn product(
     let (module, name, block, shared) = match spec.precision {
         Precision::F32 => ("gemm_fma", format!("gemm_fma_f32_{layout}_{tile}"), 256, 0),
         Precision::Bf16 => {
-            ("gemm", format!("gemm_mma_f32_{layout}_{tile}"), tile as u32 * 2, tile as u32 * 480)
+            ("gemm", format!("gemm_mma_{element}_{layout}_{tile}"), tile as u32 * 2, tile as u32 * 480)
         }
         Precision::F32Split => return None,
     };

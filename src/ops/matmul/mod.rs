@@ -22,6 +22,8 @@ pub(super) mod cpu;
 pub(super) mod cuda;
 #[cfg(feature = "cuda")]
 mod hopper;
+#[cfg(feature = "cuda")]
+pub use cuda::of_bf16;
 pub(super) mod naive;
 
 use super::linear::{Activation, derivative};

@@ -1,17 +1,12 @@
 //! Rows that are bound by memory: passes over tensors, beside a read-modify-write loop.
 
-use super::{CACHE_BYTES, Row, region, repeat, require, sizes};
-use std::sync::Arc;
+use super::works::Recorded;
+use super::{CACHE_BYTES, Row, repeat};
 use std::time::Duration;
+use twoclocks::Result;
 use twoclocks::device::cpu::{Cpu, Memory, touch};
 use twoclocks::gemm::Precision;
-use twoclocks::ops::layer_norm::LayerNorm;
-use twoclocks::ops::layer_norm_backward::LayerNormBackward;
-use twoclocks::ops::softmax::Softmax;
-use twoclocks::ops::softmax_backward::SoftmaxBackward;
-use twoclocks::ops::{Cost, Operation, Recorder, Var};
-use twoclocks::tape::{Recording, Store};
-use twoclocks::{Device, Result, Tape};
+use twoclocks::ops::Cost;
 
 /// Most bytes that the loop goes over: far more than a cache holds.
 const MOST_BYTES: usize = 256 << 20;
@@ -64,13 +59,8 @@ fn row(work: String, batch: usize, cost: Cost, (seconds, updates): (Vec<f64>, Ve
 }
 
 /// Times the last node of a recording beside the loop, when the others have run.
-pub(super) fn timed_last(
-    work: String,
-    batch: usize,
-    cpu: &Cpu,
-    (mut recording, mut store): (Recording, Store),
-    budget: Duration,
-) -> Result<Row> {
+pub(super) fn timed_last(cpu: &Cpu, recorded: Recorded, budget: Duration) -> Result<Row> {
+    let Recorded { work, batch, mut recording, mut store } = recorded;
     let last = recording.nodes().len() - 1;
     let cost = recording.nodes()[last].cost;
     let (seconds, updates) = turns(cpu, cost.bytes, budget, |budget| {
@@ -89,71 +79,10 @@ pub(super) fn timed_last(
 }
 
 /// Times a recording beside the loop.
-pub(super) fn timed(
-    work: String,
-    batch: usize,
-    cpu: &Cpu,
-    (mut recording, mut store): (Recording, Store),
-    budget: Duration,
-) -> Result<Row> {
+pub(super) fn timed(cpu: &Cpu, recorded: Recorded, budget: Duration) -> Result<Row> {
+    let Recorded { work, batch, mut recording, mut store } = recorded;
     let cost = recording.cost();
     let (seconds, updates) =
         beside_updates(cpu, cost.bytes, budget, || recording.replay(&mut store))?;
     Ok(row(work, batch, cost, (seconds, updates)))
-}
-
-/// Rows over `[rows, columns]` of one operation and of its gradient.
-#[derive(Clone, Copy)]
-pub(super) enum Pass {
-    LayerNorm,
-    LayerNormBackward,
-    Softmax,
-    SoftmaxBackward,
-}
-
-impl Pass {
-    fn name(self) -> &'static str {
-        match self {
-            Pass::LayerNorm => "layer_norm",
-            Pass::LayerNormBackward => "layer_norm_backward",
-            Pass::Softmax => "softmax",
-            Pass::SoftmaxBackward => "softmax_backward",
-        }
-    }
-
-    pub(super) fn row(
-        self,
-        cpu: &Cpu,
-        device: &Device,
-        size: &str,
-        budget: Duration,
-    ) -> Result<Row> {
-        let [rows, columns] = sizes(size, "ROWSxCOLUMNS")?;
-        require(size, &[[rows, columns]; 3])?;
-        let mut store = Store::new(device);
-        let matrices = [0, 1].map(|_| region(&mut store, rows * columns));
-        let ends = [0, 1].map(|_| region(&mut store, rows));
-        let vectors = [0, 1].map(|_| region(&mut store, columns));
-        let mut tape = Tape::new(&store);
-        let [x, dy] = [("x", matrices[0]), ("dy", matrices[1])]
-            .map(|(name, region)| tape.persistent(name, region, 0, [rows, columns]));
-        let [mean, rstd] = [("mean", ends[0]), ("rstd", ends[1])]
-            .map(|(name, region)| tape.persistent(name, region, 0, [rows]));
-        let [gamma, beta] = [("gamma", vectors[0]), ("beta", vectors[1])]
-            .map(|(name, region)| tape.persistent(name, region, 0, [columns]));
-        let (op, inputs): (Arc<dyn Operation>, Vec<Var>) = match self {
-            Pass::LayerNorm => (Arc::new(LayerNorm { eps: 1e-5 }), vec![x?, gamma?, beta?]),
-            Pass::LayerNormBackward => {
-                (Arc::new(LayerNormBackward), vec![dy?, x?, gamma?, mean?, rstd?])
-            }
-            Pass::Softmax => (Arc::new(Softmax), vec![x?]),
-            Pass::SoftmaxBackward => (Arc::new(SoftmaxBackward), vec![x?, dy?]),
-        };
-        for output in tape.push(op, &inputs)? {
-            tape.output(output)?;
-        }
-        let recording = tape.compile(&store)?;
-        let work = format!("{}_{rows}x{columns}", self.name());
-        timed(work, rows, cpu, (recording, store), budget)
-    }
 }

@@ -1,6 +1,7 @@
 //! Rows of matrix products: of f32 matrices as steps record them, of bf16 matrices, and with a packed B.
 
-use super::{Row, region, repeat, require, sizes, timed};
+use super::works::{self, Recorded};
+use super::{Row, repeat, sizes};
 use clap::ValueEnum;
 use std::time::Duration;
 use twoclocks::device::Control;
@@ -8,9 +9,8 @@ use twoclocks::device::cpu::program::{Bound, Span, Task};
 use twoclocks::device::cpu::{Cpu, Memory, Program};
 use twoclocks::gemm::{self, Plan, Precision, Spec};
 use twoclocks::random::Random;
-use twoclocks::tape::Store;
 use twoclocks::tensor::DType;
-use twoclocks::{Device, Error, Result, Tape, ops};
+use twoclocks::{Device, Error, Result};
 
 /// What lies in memory before a product; whatever else it needs is part of its time.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -40,21 +40,29 @@ pub(super) fn row(
     (precision, stored): (Precision, Stored),
     budget: Duration,
 ) -> Result<Row> {
-    let [m, n, k] = sizes(size, "MxNxK")?;
-    require(size, &[[m, k], [k, n], [m, n]])?;
-    let spec = Spec::new(m, n, k).in_precision(precision);
-    let (seconds, bytes) = match stored {
-        Stored::F32 => recorded(device, &spec, budget)?,
-        Stored::Bf16 if precision != Precision::Bf16 => {
-            let problem = format!("bf16 is for --precision bf16, not {precision}");
-            return Err(Error::config("--operands", problem));
+    if stored == Stored::Bf16 && precision != Precision::Bf16 {
+        let problem = format!("bf16 is for --precision bf16, not {precision}");
+        return Err(Error::config("--operands", problem));
+    }
+    let (spec, seconds, bytes) = match stored {
+        Stored::F32 => {
+            let (Recorded { mut recording, mut store, .. }, spec) =
+                works::product(device, size, precision)?;
+            let bytes = recording.cost().bytes;
+            (spec, repeat(budget, || recording.replay(&mut store))?, bytes)
         }
-        Stored::Bf16 | Stored::Packed => alone(cpu, &spec, stored == Stored::Packed, budget)?,
+        Stored::Bf16 | Stored::Packed => {
+            let [m, n, k] = sizes(size, "MxNxK")?;
+            works::require(size, &[[m, k], [k, n], [m, n]])?;
+            let spec = Spec::new(m, n, k).in_precision(precision);
+            let (seconds, bytes) = alone(cpu, &spec, stored == Stored::Packed, budget)?;
+            (spec, seconds, bytes)
+        }
     };
     Ok(Row {
-        work: format!("gemm_{m}x{n}x{k}"),
+        work: works::product_name(size),
         items: 1.0,
-        batch: m,
+        batch: spec.m,
         precision,
         operands: Some(stored.name()),
         flops: spec.flops() as f64,
@@ -63,20 +71,6 @@ pub(super) fn row(
         updates: Vec::new(),
         start: None,
     })
-}
-
-/// Seconds of each repetition of the operation `matmul`, and its bytes.
-fn recorded(device: &Device, spec: &Spec, budget: Duration) -> Result<(Vec<f64>, f64)> {
-    let Spec { m, n, k, .. } = *spec;
-    let mut store = Store::new(device);
-    let (a, b) = (region(&mut store, m * k), region(&mut store, k * n));
-    let mut tape = Tape::new(&store);
-    let (a, b) = (tape.persistent("a", a, 0, [m, k])?, tape.persistent("b", b, 0, [k, n])?);
-    let c = ops::matmul_in(&mut tape, spec.precision, a, b, false, false)?;
-    tape.output(c)?;
-    let recording = tape.compile(&store)?;
-    let bytes = recording.cost().bytes;
-    Ok((timed(recording, store, budget)?, bytes))
 }
 
 /// Seconds of each repetition of the launch of a product, and its bytes.
