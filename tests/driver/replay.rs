@@ -93,7 +93,7 @@ on_stand_in! {
             let first = (epoch * count) as u64 + 1;
             let [got, want] = [&mut trainer, &mut cpu].map(|trainer| {
                 trainer.start_epoch(epoch as u64).expect("order");
-                trainer.steps(first, 0, &rates).expect("steps")
+                trainer.steps(first, 0, &rates).expect("steps").to_vec()
             });
             assert_eq!(got.len(), count);
             for (step, (got, want)) in got.iter().zip(&want).enumerate() {
