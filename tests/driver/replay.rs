@@ -66,7 +66,7 @@ on_stand_in! {
                 .map(|step| one_by_one.step(step as u64 + 1, step * rows, rate(step)).expect("a step"))
                 .collect();
             let mut at_once = small(&device, change);
-            let mut got = Vec::new();
+            let mut got: Vec<f64> = Vec::new();
             for &cut in cuts {
                 let done = got.len();
                 let rates: Vec<f64> = (done..done + cut).map(rate).collect();
