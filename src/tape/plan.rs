@@ -136,6 +136,7 @@ fn dependencies(work: &[Work]) -> Vec<Vec<usize>> {
 }
 
 /// Which node comes before which, where nodes wait for what they need and for nothing else.
+#[cfg(any(feature = "cuda", test))]
 pub(super) struct Order {
     /// For each node those that it waits for, without those that these wait for themselves.
     pub after: Vec<Vec<usize>>,
@@ -143,6 +144,7 @@ pub(super) struct Order {
     before: Vec<Vec<u64>>,
 }
 
+#[cfg(any(feature = "cuda", test))]
 impl Order {
     pub(super) fn new(work: &[Work]) -> Order {
         let words = work.len().div_ceil(64);
@@ -181,6 +183,7 @@ impl Order {
 }
 
 /// Who touches a block of the arena, for an order that is not one of stages.
+#[cfg(any(feature = "cuda", test))]
 #[derive(Clone, Debug, Default)]
 pub(super) struct Life {
     /// Nodes that touch it.
@@ -189,6 +192,7 @@ pub(super) struct Life {
     pub beyond: bool,
 }
 
+#[cfg(any(feature = "cuda", test))]
 impl Life {
     /// Whether nobody touches the one before all who touch the other are done.
     pub(super) fn apart(&self, other: &Life, order: &Order) -> bool {

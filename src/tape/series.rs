@@ -73,6 +73,8 @@ impl Recording {
         Ok(())
     }
 
+    // Without the feature `cuda` there is no other engine.
+    #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
     fn step_on_cpu(&mut self, store: &mut Store) -> Result<()> {
         if store.series.halted {
             store.series.kept.push([f32::NAN; KEPT]);

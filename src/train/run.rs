@@ -442,7 +442,8 @@ impl<'a> Runner<'a> {
             self.config.schedule.rate(self.config.optimizer.rate, position)
         };
         let rates: Vec<f64> = (0..count).map(rate).collect();
-        let losses = self.trainer.steps(self.position.step + 1, self.position.offset, &rates)?;
+        let (step, offset) = (self.position.step + 1, self.position.offset);
+        let losses = self.trainer.steps(step, offset, &rates)?.to_vec();
         let seconds = began.elapsed().as_secs_f64() / losses.len() as f64;
         if self.trained.0 > 0 {
             self.step_seconds = Some(seconds);

@@ -80,6 +80,7 @@ struct StepKey {
 const REVIEW_ROWS: usize = 512;
 
 /// Steps that a GPU is given at once, at most: while they run, nobody can stop the run or review it.
+#[cfg(feature = "cuda")]
 const MOST_AT_ONCE: usize = 32;
 
 /// A row of the epoch's order that no data set has: a batch from there is not finite, and updates nothing.
@@ -104,6 +105,9 @@ pub struct Trainer {
     reviews: Cache<usize>,
     orders: Cache<()>,
     kept: Vec<[f32; KEPT]>,
+    /// First row and rows of the updates that are under way, and their losses.
+    updates: Vec<(usize, usize)>,
+    losses: Vec<f64>,
 }
 
 impl Trainer {
@@ -178,6 +182,8 @@ impl Trainer {
             reviews: Cache::default(),
             orders: Cache::default(),
             kept: Vec::new(),
+            updates: Vec::new(),
+            losses: Vec::new(),
             store,
             model,
             parameters,
@@ -297,9 +303,9 @@ impl Trainer {
     ///
     /// # Errors
     /// The epoch has fewer steps left, or recording fails.
-    pub fn steps(&mut self, step: u64, offset: usize, rates: &[f64]) -> Result<Vec<f64>> {
+    pub fn steps(&mut self, step: u64, offset: usize, rates: &[f64]) -> Result<&[f64]> {
         let mut end = offset;
-        let mut updates = Vec::with_capacity(rates.len());
+        self.updates.clear();
         for _ in rates {
             let rows = self.update_rows(end);
             if rows == 0 {
@@ -307,11 +313,11 @@ impl Trainer {
                 return Err(Error::operation("step", problem));
             }
             self.prepare_step(rows)?;
-            updates.push((end, rows));
+            self.updates.push((end, rows));
             end += rows;
         }
         let (_, counter) = self.parameters.randomness();
-        let Trainer { store, steps: recordings, optimizer, offset, .. } = self;
+        let Trainer { store, steps: recordings, optimizer, offset, updates, .. } = self;
         let batch = self.options.batch;
         let mut given = 0;
         while given < updates.len() {
@@ -333,32 +339,15 @@ impl Trainer {
         }
         self.store.collect(&mut self.kept)?;
         let mut kept = self.kept.iter();
-        let mut losses = Vec::with_capacity(rates.len());
-        for (_, rows) in updates {
-            let loss = self.loss_of(rows, &mut kept);
-            losses.push(loss);
+        self.losses.clear();
+        for &(_, rows) in &self.updates {
+            let loss = loss_of(self.options.batch, rows, &mut kept);
+            self.losses.push(loss);
             if !loss.is_finite() {
                 break;
             }
         }
-        Ok(losses)
-    }
-
-    /// The loss of an update of `rows` rows from what its batches kept: loss, and norm of the gradients.
-    fn loss_of<'a>(&self, rows: usize, kept: &mut impl Iterator<Item = &'a [f32; KEPT]>) -> f64 {
-        let mut total = 0.0;
-        for ((key, _), [loss, norm, ..]) in self.parts(rows).zip(kept) {
-            // The optimizer skipped this update; a run that skips all of them is not a run. (The norm is
-            // 0 where there is none.)
-            if !norm.is_finite() {
-                return f64::NAN;
-            }
-            total += f64::from(*loss) * (key.rows as f64 / key.total as f64);
-            if !loss.is_finite() {
-                return f64::from(*loss);
-            }
-        }
-        total
+        Ok(&self.losses)
     }
 
     /// Where the step of these rows first meets a value that is not finite. Nothing is updated.
@@ -559,6 +548,23 @@ fn parts(batch: usize, rows: usize) -> impl Iterator<Item = (StepKey, usize)> {
         let key = StepKey { rows: end - start, total: rows, first: start == 0, last: end == rows };
         (key, start)
     })
+}
+
+/// The loss of an update of `rows` rows from what its batches kept: loss, and norm of the gradients.
+fn loss_of<'a>(batch: usize, rows: usize, kept: &mut impl Iterator<Item = &'a [f32; KEPT]>) -> f64 {
+    let mut total = 0.0;
+    for ((key, _), [loss, norm, ..]) in parts(batch, rows).zip(kept) {
+        // The optimizer skipped this update; a run that skips all of them is not a run. (The norm is
+        // 0 where there is none.)
+        if !norm.is_finite() {
+            return f64::NAN;
+        }
+        total += f64::from(*loss) * (key.rows as f64 / key.total as f64);
+        if !loss.is_finite() {
+            return f64::from(*loss);
+        }
+    }
+    total
 }
 
 fn resident(store: &mut Store, name: &str, data: &Dataset) -> Result<Resident> {

@@ -67,7 +67,7 @@ on_stand_in! {
                 .map(|step| one_by_one.step(step as u64 + 1, step * rows, rate(step)).expect("a step"))
                 .collect();
             let mut at_once = small(&device, change);
-            let mut got = Vec::new();
+            let mut got: Vec<f64> = Vec::new();
             for &cut in cuts {
                 let done = got.len();
                 let rates: Vec<f64> = (done..done + cut).map(rate).collect();
@@ -94,7 +94,7 @@ on_stand_in! {
             let first = (epoch * count) as u64 + 1;
             let [got, want] = [&mut trainer, &mut cpu].map(|trainer| {
                 trainer.start_epoch(epoch as u64).expect("order");
-                trainer.steps(first, 0, &rates).expect("steps")
+                trainer.steps(first, 0, &rates).expect("steps").to_vec()
             });
             assert_eq!(got.len(), count);
             for (step, (got, want)) in got.iter().zip(&want).enumerate() {
