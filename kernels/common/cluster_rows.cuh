@@ -3,10 +3,10 @@
 #include "cluster.cuh"
 #include "rows.cuh"
 
-/// `BLOCKS` blocks of `THREADS`, as many as the launch has in a cluster; one row a cluster.
-template <u32 THREADS, u32 BLOCKS>
+/// `BLOCKS` blocks of so many threads, as many as the launch has in a cluster; one row a cluster.
+template <u32 OF_A_BLOCK, u32 BLOCKS>
 struct Cluster {
-    static constexpr u32 SIZE = THREADS * BLOCKS;
+    static constexpr u32 THREADS = OF_A_BLOCK, SIZE = OF_A_BLOCK * BLOCKS;
     /// Shared memory: TEAM_PARTIALS.
     float* partials;
     /// Which of two places the next results take: others may still read those before.

@@ -1,7 +1,7 @@
 // Softmax and cross-entropy of rows: loss, gradient of the logits and statistics of the margin from one read of the logits.
 // Contract, equations, stable forms and edges: src/ops/softmax_cross_entropy. logits, dlogits: [rows][classes], f32 or
 // bf16, any alignment; labels: u32 [rows]; distributions: f32 [rows][classes]. dlogits may be logits; dlogits and per_row may
-// be null. `total` is the number of rows that the mean is over: these may be a part of them.
+// be null. `total_rows` is what the mean is over: `rows` may be a part of them.
 //
 // Kernels softmax_cross_entropy_<type>_<targets>_<classes>, for at most so many classes; grid = ceil(rows / rows of a block):
 //   16      4 lanes a row, 32 rows in a block of 128       256    a warp a row, 4 rows in a block of 128
@@ -9,8 +9,9 @@
 //   6144    a block of 512 a row                           long   any number, a block of 1024 a row
 // Each leaves (loss, margin, right, sum of squares) of a row in results[row]. Logits are read once and written once: 8 bytes
 // a class in f32, 4 in bf16. Of `long`, 12288 logits stay in registers; the others are read twice more, from L1 or L2.
-// On GPUs with clusters (softmax_cross_entropy_cluster.cu), for more than 12288 classes: cluster_4, cluster_8, that many blocks of
-// 512 a row, with 14336 logits in the registers of each: 57344, or 114688 and the rest as in `long`; grid = blocks of all rows.
+// On GPUs with clusters and their shared memory (softmax_cross_entropy_cluster.cu), for more than 12288 classes with labels:
+// cluster_1, _2, _4 and _8, that many blocks of 512 a row, which lies in their shared memory: 8192 bytes for every 2048 classes of a
+// block or less; grid = blocks of all rows.
 // Distributions have 16, 256 and `long` (a block of 512) alone, and are read three times: for their largest, for the loss, for
 // the gradient.
 #pragma once
@@ -124,8 +125,40 @@ DEVICE Four targets_of(Distributions distributions, const Places<SIZE>& places, 
     return t;
 }
 
-/// One row a team.
-template <class Team, int GROUPS, bool REST, class T, class Targets>
+/// Where a thread's elements of a row stay: the first in registers, the rest (REST) in memory, to be read again.
+template <class Team, int GROUPS, bool REST>
+struct InRegisters {
+    Four z[GROUPS];
+
+    /// Reads the row: f(four, group) for each group.
+    template <class P, class T, class F>
+    FUNCTOR void fill(const P& places, const T* from, F f) {
+        places.read_all(z, from, -infinity());
+        UNROLL
+        for (int g = 0; g < GROUPS; g++) f(z[g], u32(g));
+        if (REST) {
+            bool fours = places.by_four(from);
+            for (u32 g = GROUPS; g < places.groups(); g++) f(places.read(from, fours, g, -infinity()), g);
+        }
+    }
+    /// The same for what is there, which f may change; of the rest the changes are lost, and `again` makes them anew.
+    template <class P, class T, class Again, class F>
+    FUNCTOR void each(const P& places, const T* from, Again again, F f) {
+        UNROLL
+        for (int g = 0; g < GROUPS; g++) f(z[g], u32(g));
+        if (REST) {
+            bool fours = places.by_four(from);
+            for (u32 g = GROUPS; g < places.groups(); g++) {
+                Four v = places.read(from, fours, g, -infinity());
+                again(v);
+                f(v, g);
+            }
+        }
+    }
+};
+
+/// One row a team, whose elements `Storage` holds.
+template <class Team, class Storage, class T, class Targets>
 DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* per_row, float4* results, u32 rows,
                           u32 total_rows, u32 classes) {
     SHARED(float, partials, [TEAM_PARTIALS]);
@@ -133,9 +166,7 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
     TeamRow mine = row_of(team, rows);
     auto places = places_of(team, classes);
     const T* from = logits + u64(mine.row) * classes;
-    bool fours = places.by_four(from);
-    Four z[GROUPS];
-    places.read_all(z, from, -infinity());
+    Storage storage;
     Target target = find_target(targets, team, places, mine.row, classes);
     // The same for all of a team, but not of the warp, whose lanes take part in the sums below.
     bool bad = target.label >= classes;
@@ -148,11 +179,7 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
             if (places.at(group, j) != target.label) other = fmaxf(other, v.x[j]);
         }
     };
-    UNROLL
-    for (int g = 0; g < GROUPS; g++) compare(z[g], u32(g));
-    if (REST) {
-        for (u32 g = GROUPS; g < places.groups(); g++) compare(places.read(from, fours, g, -infinity()), g);
-    }
+    storage.fill(places, from, compare);
     other = team_all(team, other, -infinity(), Max());
     float max = fmaxf(other, of_label);
     // Of exp(z - max) of the others; of squares; of logits that beat the label; of t (max - z).
@@ -170,14 +197,7 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
             sums[2] += beats(z, c, of_label, target.label);
         }
     };
-    UNROLL
-    for (int g = 0; g < GROUPS; g++) add(z[g], u32(g));
-    if (REST) {
-        for (u32 g = GROUPS; g < places.groups(); g++) {
-            Four v = places.read(from, fours, g, -infinity());
-            add(v, g);
-        }
-    }
+    storage.each(places, from, [](Four&) {}, add);
     // After this nobody reads the label's logit, which may be overwritten.
     team.all(sums, 0, Add());
     team.leave();
@@ -208,16 +228,11 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
         for (int j = 0; j < 4; j++) e.x[j] = fmaf(e.x[j], factor, -t.x[j]);
         places.write(to, to_fours, group, e);
     };
-    UNROLL
-    for (int g = 0; g < GROUPS; g++) differentiate(z[g], u32(g));
-    if (REST) {
-        for (u32 g = GROUPS; g < places.groups(); g++) {
-            Four v = places.read(from, fours, g, -infinity());
-            UNROLL
-            for (int j = 0; j < 4; j++) v.x[j] = expf(v.x[j] - max);
-            differentiate(v, g);
-        }
-    }
+    auto exponentials = [&](Four& v) {
+        UNROLL
+        for (int j = 0; j < 4; j++) v.x[j] = expf(v.x[j] - max);
+    };
+    storage.each(places, from, exponentials, differentiate);
     // The label's own, from the gradients of the others where these are the smaller terms. The thread wrote there before.
     if (team.thread() == places.owner(target.label) && !bad) {
         bool from_others = target.own >= target.weight_of_others;
@@ -231,13 +246,13 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
     KERNEL_RESIDENT(softmax_cross_entropy_##type##_labels_##classes, threads, resident, \
                     (const T* logits, const u32* labels, float smoothing, T* dlogits, float* per_row, float4* results, \
                      u32 rows, u32 total_rows, u32 count)) { \
-        cross_entropy<TEAM, GROUPS, REST>(logits, Labels{labels, smoothing}, dlogits, per_row, results, rows, total_rows, \
+        cross_entropy<TEAM, InRegisters<TEAM, GROUPS, REST>>(logits, Labels{labels, smoothing}, dlogits, per_row, results, rows, total_rows, \
                                           count); \
     }
 #define CROSS_ENTROPY_DISTRIBUTIONS(type, T, classes, threads, resident, TEAM, GROUPS, REST) \
     KERNEL_RESIDENT(softmax_cross_entropy_##type##_distributions_##classes, threads, resident, \
                     (const T* logits, const float* weights, float, T* dlogits, float* per_row, float4* results, \
                      u32 rows, u32 total_rows, u32 count)) { \
-        cross_entropy<TEAM, GROUPS, REST>(logits, Distributions{weights}, dlogits, per_row, results, rows, total_rows, \
+        cross_entropy<TEAM, InRegisters<TEAM, GROUPS, REST>>(logits, Distributions{weights}, dlogits, per_row, results, rows, total_rows, \
                                           count); \
     }

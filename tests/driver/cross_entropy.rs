@@ -5,7 +5,7 @@ use crate::elementwise::{assert_close_bf16, bf16s, f32s};
 use crate::gpu::{Gpu, NULL, at, digest, launch, launch_clusters};
 use crate::rows::{on_gpu, on_gpu_by, oracle, uniform};
 use crate::{on_hopper, on_stand_in};
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUfunction_attribute_enum, CUresult};
 use std::sync::Arc;
 use twoclocks::TensorType;
 use twoclocks::ops::softmax_cross_entropy::{SoftmaxCrossEntropy, Targets};
@@ -49,7 +49,7 @@ fn cross_entropy(
     let module = match (name, variant) {
         ("distributions", _) => "softmax_cross_entropy_soft",
         (_, "16" | "256") => "softmax_cross_entropy",
-        (_, "cluster_4" | "cluster_8") => "softmax_cross_entropy_cluster",
+        _ if variant.starts_with("cluster") => "softmax_cross_entropy_cluster",
         _ => "softmax_cross_entropy_many",
     };
     let name = format!("softmax_cross_entropy_{dtype}_{name}_{variant}");
@@ -68,7 +68,8 @@ fn cross_entropy(
         ("256", _) => (128, 4),
         ("1024", _) => (128, 1),
         ("4096", _) => (256, 1),
-        ("6144" | "cluster_4" | "cluster_8", _) | (_, Targets::Distributions) => (512, 1),
+        ("6144", _) | (_, Targets::Distributions) => (512, 1),
+        _ if variant.starts_with("cluster") => (512, 1),
         _ => (1024, 1),
     };
     let logits = if in_bf16 { at(&narrow) } else { at(&wide) };
@@ -89,7 +90,10 @@ fn cross_entropy(
             (&raw const smoothing, (&raw const r).cast(), (&raw const c).cast());
         let arguments = [logits, given, smoothing.cast(), to, per_row, results, r, r, c];
         let extents = [grid * blocks, blocks, threads].map(|extent| (extent, 1, 1));
-        let result = launch_clusters(gpu, &kernel, extents, 0, &arguments);
+        let shared = 8192 * classes.div_ceil(2048 * blocks as usize) as u32;
+        let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        kernel.set_attribute(most, shared as i32).expect("it fits");
+        let result = launch_clusters(gpu, &kernel, extents, shared, &arguments);
         assert_eq!(result, CUresult::CUDA_SUCCESS, "{name}");
     } else {
         let (smoothing, per_row, results) = (smoothing, at(&per_row), at(&results));
@@ -122,7 +126,9 @@ const FORMS: [(&str, usize); 6] = [
     ("6144", 6144),
     ("long", usize::MAX),
 ];
-const CLUSTERS: [(&str, usize); 2] = [("cluster_4", 57_344), ("cluster_8", usize::MAX)];
+/// At most 27 groups of 2048 classes lie in the shared memory of a block.
+const CLUSTERS: [(&str, usize); 4] =
+    [("cluster_1", 55_296), ("cluster_2", 110_592), ("cluster_4", 221_184), ("cluster_8", 442_368)];
 
 /// Every form against the oracle, for each kind of target and type.
 fn against_the_oracle(shapes: &[(usize, usize)], forms: &[(&str, usize)]) {
@@ -223,7 +229,10 @@ on_hopper! {
 on_hopper! {
     /// The crate launches clusters where there are some, for rows that one block does not hold.
     fn vocabularies_by_clusters() {
-        let sizes = [(12_288, "many"), (12_292, "cluster"), (57_344, "cluster"), (57_345, "cluster"), (128_256, "cluster")];
+        let sizes = [
+            (12_288, "many"), (12_292, "cluster"), (26_625, "cluster"), (50_257, "cluster"), (128_256, "cluster"),
+            (220_000, "cluster"), (442_369, "many"),
+        ];
         for (classes, kernel) in sizes {
             let mut random = Random(classes as u64);
             let logits = uniform(&[2, classes], &mut random, 8.0);

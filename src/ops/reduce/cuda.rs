@@ -10,7 +10,7 @@ const SHORT: usize = 512;
 /// Elements of a row that one block takes at least.
 const ROW_PART: usize = 8192;
 /// Rows of a column that one thread takes at least: fewer are not worth a second launch.
-const COLUMN_PART: usize = 8;
+const COLUMN_PART: usize = 16;
 /// Blocks that a reduction is cut into where its results alone give fewer: four on each multiprocessor of a
 /// large GPU.
 const BLOCKS: usize = 528;

@@ -17,11 +17,15 @@ const LABELS: [Form; 6] = [
     form(usize::MAX, "long", 1024, 1),
 ];
 const FEW: usize = 256;
-/// Classes that one block has in its registers. More are a cluster's where there are clusters: of four
-/// blocks up to `FOUR`, then of eight.
+/// Classes that one block has in its registers. More are in the shared memory of a cluster, on devices with
+/// clusters and 227 KiB a block: later ones of that kind (12.0) have less.
 const ONE: usize = 12_288;
-const FOUR: usize = 57_344;
-const CLUSTERS: (u32, u32) = (9, 0);
+const CLUSTERS: [u32; 2] = [9, 10];
+/// Threads of a block of a cluster. Each holds four classes at a time: a group.
+const CLUSTER_BLOCK: usize = 512;
+/// Groups, of 8192 bytes, of which two blocks fit into a multiprocessor; and those of one block.
+const GROUPS: usize = 13;
+const MOST_GROUPS: usize = 27;
 const DISTRIBUTIONS: [Form; 3] =
     [form(16, "16", 128, 32), form(256, "256", 128, 4), form(usize::MAX, "long", 512, 1)];
 
@@ -54,31 +58,35 @@ pub(in crate::ops) fn rows(
         Targets::Distributions => (&DISTRIBUTIONS, "distributions", 0.0),
     };
     let form = pick(forms, of.classes);
-    let clusters = target.capability >= CLUSTERS && targets != Targets::Distributions;
-    let blocks = match clusters && of.classes > ONE {
-        true if of.classes > FOUR => 8,
-        true => 4,
-        false => 1,
-    };
-    let (module, form, grid, block) = match targets {
-        _ if blocks > 1 => {
-            ("softmax_cross_entropy_cluster", format!("cluster_{blocks}"), of.rows * blocks, 512)
+    let clusters = CLUSTERS.contains(&target.capability.0) && targets != Targets::Distributions;
+    let groups = |blocks: usize| of.classes.div_ceil(4 * CLUSTER_BLOCK * blocks);
+    let cluster = [1, 2, 4, 8].into_iter().find(|&blocks| groups(blocks) <= GROUPS);
+    let cluster = cluster.or((groups(8) <= MOST_GROUPS).then_some(8));
+    let cluster = cluster.filter(|_| clusters && of.classes > ONE);
+    let kernel = match cluster {
+        Some(blocks) => {
+            let shared = groups(blocks) * CLUSTER_BLOCK * 16;
+            let name = format!("softmax_cross_entropy_f32_{kind}_cluster_{blocks}");
+            Kernel::new("softmax_cross_entropy_cluster", name)
+                .grid([of.rows * blocks, 1, 1])
+                .cluster([blocks, 1, 1])
+                .block(CLUSTER_BLOCK as u32)
+                .shared(u32::try_from(shared).ok()?)
         }
-        _ => {
+        None => {
             let module = match targets {
                 Targets::Labels { .. } if of.classes <= FEW => "softmax_cross_entropy",
                 Targets::Labels { .. } => "softmax_cross_entropy_many",
                 Targets::Distributions => "softmax_cross_entropy_soft",
             };
-            (module, form.name.to_owned(), of.rows.div_ceil(form.rows), form.block)
+            Kernel::new(module, format!("softmax_cross_entropy_f32_{kind}_{}", form.name))
+                .grid([of.rows.div_ceil(form.rows), 1, 1])
+                .block(form.block)
         }
     };
     let number = |count: usize| u32::try_from(count).ok();
     launches.kernel(
-        Kernel::new(module, format!("softmax_cross_entropy_f32_{kind}_{form}"))
-            .grid([grid, 1, 1])
-            .cluster([blocks, 1, 1])
-            .block(block)
+        kernel
             .with(of.logits)
             .with(of.given)
             .with(smoothing)
