@@ -91,7 +91,11 @@ impl Training {
         }
         let classes = widths[widths.len() - 1];
         let mut options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
-        let mut batches = BATCHES;
+        let mut batches = match device {
+            Device::Cpu(_) => BATCHES,
+            // As many as a run gives it at once.
+            _ => 4 * BATCHES,
+        };
         if let Some(problem) = &problem {
             options.normalise = NormalisationKind::None;
             batches = problem.batches;
@@ -104,7 +108,7 @@ impl Training {
         };
         let train = match &problem {
             Some(problem) => problem.dataset(classes, options.seed)?,
-            None => synthetic(BATCH * BATCHES, widths[0], classes, 1),
+            None => synthetic(BATCH * batches, widths[0], classes, 1),
         };
         let data = Split { train, test: synthetic(BATCH, widths[0], classes, 2) };
         let mut trainer = Trainer::new(device, Box::new(Net(layers)), parameters, &data, options)?;
