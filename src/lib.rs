@@ -18,6 +18,7 @@ pub mod clocks;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod experiments;
 pub mod gemm;
 pub mod nn;
 pub mod ops;

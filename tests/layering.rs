@@ -49,6 +49,13 @@ const ROOMS: &[Room] = &[
             "clocks", "runs",
         ],
     ),
+    room(
+        "experiments",
+        &[
+            "error", "random", "tensor", "device", "gemm", "ops", "tape", "optim", "nn", "data",
+            "clocks", "runs",
+        ],
+    ),
 ];
 
 /// Operations without a kernel: their output is their input's memory seen otherwise
