@@ -13,7 +13,7 @@ use crate::clocks::{
     stable_rank, tail_exponent,
 };
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{Initial, Parameter, Parameters, Role};
 use crate::ops;
 use crate::optim::{Decay, OptimizerConfig, Rule};
@@ -64,6 +64,8 @@ const WIDTH: usize = 16;
 const RATE: f64 = 0.5;
 const NORMALISED_RATE: f64 = 0.05;
 const ADAM_RATE: f64 = 3e-3;
+/// With one layer the margin grows no faster than the rate, which must not be what bounds the clock.
+const ADAM_RATE_OF_ONE_LAYER: f64 = 3e-2;
 const SLOW_RATE: f64 = 0.2;
 
 /// How a net of the fast clock is trained.
@@ -87,7 +89,8 @@ impl Method {
         }
     }
 
-    fn config(self) -> (OptimizerConfig, f64) {
+    /// The optimizer, and its rate in a net of that depth.
+    fn config(self, depth: usize) -> (OptimizerConfig, f64) {
         let plain = OptimizerConfig { decay: Decay::None, ..OptimizerConfig::sgd() };
         match self {
             Method::Descent => (plain, RATE),
@@ -96,10 +99,9 @@ impl Method {
                 // An epsilon that is far below all roots of second moments.
                 let rule = Rule::AdamW { beta1: 0.9, beta2, epsilon: 1e-12 };
                 let (weight_decay, decay) = (0.0, Decay::None);
-                (
-                    OptimizerConfig { rule, weight_decay, decay, ..OptimizerConfig::adamw() },
-                    ADAM_RATE,
-                )
+                let config =
+                    OptimizerConfig { rule, weight_decay, decay, ..OptimizerConfig::adamw() };
+                (config, if depth == 1 { ADAM_RATE_OF_ONE_LAYER } else { ADAM_RATE })
             }
         }
     }
@@ -174,7 +176,7 @@ fn net(
 /// # Errors
 /// The net cannot be built, or its loss is not finite.
 pub fn fast(method: Method, depth: usize, settings: &Settings) -> Result<(Vec<u64>, Series)> {
-    let (config, rate) = method.config();
+    let (config, rate) = method.config(depth);
     let deviation = (WIDTH as f32).sqrt().recip();
     let normalised = method == Method::Normalised;
     let (mut net, _) = net(depth, settings.seed, deviation, &config, normalised)?;
@@ -230,7 +232,7 @@ const LOOKS: u64 = 400;
 pub fn slow(depth: usize, decay: f64, settings: &Settings) -> Result<Slow> {
     let config = OptimizerConfig { weight_decay: decay, ..OptimizerConfig::sgd() };
     // Large weights: there is something to simplify.
-    let deviation = 1.5 / (WIDTH as f32).sqrt();
+    let deviation = 2.0 / (WIDTH as f32).sqrt();
     let (mut net, weights) = net(depth, settings.seed, deviation, &config, false)?;
     let per_step = SLOW_RATE * decay;
     let steps = (settings.contraction / per_step).ceil() as u64;
@@ -313,6 +315,25 @@ pub fn slow(depth: usize, decay: f64, settings: &Settings) -> Result<Slow> {
     })
 }
 
+/// Imbalance of the first two layers after `steps` of descent without decay, over that at the start: 1 under gradient flow.
+///
+/// # Errors
+/// As [`fast`].
+pub fn undecayed_balance(rate: f64, steps: u64, seed: u64) -> Result<f64> {
+    let config = OptimizerConfig { decay: Decay::None, ..OptimizerConfig::sgd() };
+    let (mut net, weights) = net(2, seed, (WIDTH as f32).sqrt().recip(), &config, false)?;
+    let apart = |net: &FullBatch| -> Result<f64> {
+        let (first, second) = (net.read(weights[0])?, net.read(weights[1])?);
+        let second = Matrix::new(WIDTH, CLASSES, &second);
+        Ok(imbalance(Matrix::new(WIDTH, WIDTH, &first), second).absolute)
+    };
+    let start = apart(&net)?;
+    for _ in 0..steps {
+        net.step(rate)?;
+    }
+    Ok(apart(&net)? / start)
+}
+
 /// Where a quantity first had done that share of its way from the first value to the last.
 fn share_done(points: &[(f64, f64)], share: f64) -> f64 {
     let (Some(first), Some(last)) = (points.first(), points.last()) else { return f64::NAN };
@@ -343,6 +364,9 @@ pub fn law(hits: &[u64]) -> &'static str {
 /// # Errors
 /// As [`fast`].
 pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findings> {
+    if settings.depths.contains(&0) {
+        return Err(Error::config("--depths", "a net has at least one layer, not 0"));
+    }
     let adam = settings.beta2.iter().map(|&beta2| Method::Adam(beta2));
     let methods: Vec<Method> =
         [Method::Descent, Method::Normalised].into_iter().chain(adam).collect();
@@ -461,7 +485,10 @@ pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findin
             "experiment": "deep-linear",
             "settings": {
                 "samples": SAMPLES, "classes": CLASSES, "width": WIDTH, "seed": settings.seed,
-                "rates": {"descent": RATE, "normalised": NORMALISED_RATE, "adam": ADAM_RATE, "slow": SLOW_RATE},
+                "rates": {
+                    "descent": RATE, "normalised": NORMALISED_RATE, "adam": ADAM_RATE,
+                    "adam_of_one_layer": ADAM_RATE_OF_ONE_LAYER, "slow": SLOW_RATE,
+                },
                 "contraction": settings.contraction,
             },
             "fast": fast_json,
