@@ -14,9 +14,11 @@
 //! The modules are listed below in the order of their names; data flow from [`data`] through
 //! [`nn`], [`tape`] and [`ops`] to [`device`], with [`train`] above all and [`runs`] at the end.
 
+pub mod clocks;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod experiments;
 pub mod gemm;
 pub mod nn;
 pub mod ops;

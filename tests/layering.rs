@@ -39,12 +39,21 @@ const ROOMS: &[Room] = &[
     room("optim", &["error", "random", "tensor", "device", "gemm", "ops", "tape"]),
     room("nn", &["error", "random", "tensor", "device", "gemm", "ops", "tape"]),
     room("data", &["error", "random", "tensor"]),
+    // Figures in, figures out: `gemm` for the Gram matrices of weights. Tests draw noise.
+    Room { name: "clocks", may: &["gemm"], tests_may: &["random"] },
     room("runs", &["error", "random", "tensor"]),
     room(
         "train",
         &[
             "error", "random", "tensor", "device", "gemm", "ops", "tape", "optim", "nn", "data",
-            "runs",
+            "clocks", "runs",
+        ],
+    ),
+    room(
+        "experiments",
+        &[
+            "error", "random", "tensor", "device", "gemm", "ops", "tape", "optim", "nn", "data",
+            "clocks", "runs",
         ],
     ),
 ];

@@ -35,6 +35,7 @@ mod blocking;
 mod choice;
 mod driver;
 mod engine;
+mod gram;
 mod layout;
 mod plan;
 mod portable;
@@ -46,6 +47,7 @@ mod stored;
 mod tests;
 
 pub use choice::{Choice, ceiling, choose};
+pub use gram::gram;
 pub use layout::{PackedLayout, PackedWeight, PackedWeights, WEIGHT_BAND};
 pub use plan::Plan;
 pub use stored::launch;

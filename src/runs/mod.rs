@@ -20,6 +20,7 @@ pub mod environment;
 pub mod folder;
 pub mod history;
 pub mod metrics;
+pub mod page;
 mod plot;
 pub mod report;
 pub mod time;

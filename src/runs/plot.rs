@@ -16,6 +16,9 @@ const MAX_POINTS: usize = 400;
 /// A line of more points than this has no mark on each.
 const MAX_MARKS: usize = 100;
 
+/// Classes of lines that a chart tells apart, at most.
+pub const SERIES: [&str; 6] = ["s0", "s1", "s2", "s3", "s4", "s5"];
+
 /// How values become heights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scale {
@@ -73,6 +76,14 @@ pub struct Bars {
     pub parts: Vec<(&'static str, &'static str)>,
     /// Number of each bar and the heights of its parts.
     pub bars: Vec<(u64, Vec<f64>)>,
+}
+
+impl Line {
+    /// The line of that name, in the colour of that number, with its points marked.
+    pub fn new(name: &str, number: usize, points: Vec<(f64, f64)>) -> Line {
+        let class = SERIES[number % SERIES.len()];
+        Line { name: name.to_owned(), title: name.to_owned(), class, marks: true, points }
+    }
 }
 
 impl Scale {

@@ -12,17 +12,15 @@ use crate::error::Result;
 use crate::runs::folder::{REPORT, RunFolder};
 use crate::runs::history::{self, Record, State, Summary};
 use crate::runs::metrics::Epoch;
-use crate::runs::plot::{Bars, Chart, Line, Scale, escape, short, trimmed};
+use crate::runs::page;
+use crate::runs::plot::{Bars, Chart, Line, SERIES, Scale, escape, short, trimmed};
 
-const STYLE: &str = include_str!("report.css");
 /// Earlier runs in the table.
 const EARLIER_LISTED: usize = 20;
 /// Earlier runs of the same recipe whose accuracy is drawn beside this one's.
 const EARLIER_DRAWN: usize = 5;
 /// Rows of the table of epochs, at most; the journal has them all.
 const EPOCHS_LISTED: usize = 500;
-/// Series that a chart of layers shows, at most: more cannot be told apart.
-const SERIES: [&str; 6] = ["s0", "s1", "s2", "s3", "s4", "s5"];
 
 /// Writes `report.html` of a run, whatever state it is in: nothing trained yet, running, diverged,
 /// finished. Runs under the same root that began before it are shown beside it.
@@ -44,14 +42,7 @@ pub fn render(folder: &RunFolder) -> Result<()> {
 
 /// The page of one run; `earlier` runs with their epochs, newest first.
 fn page(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> String {
-    let name = escape(&record.summary.name);
-    let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" \
-         content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{name} – twoclocks</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
-    );
+    let mut html = page::head(&record.summary.name);
     html.push_str(&headline(record, earlier));
     html.push_str("<section class=\"plots\">\n");
     for chart in charts(record, earlier) {
@@ -65,7 +56,7 @@ fn page(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> String {
         let _ = writeln!(html, "<section><h2>Configuration</h2><pre>{config}</pre></section>");
     }
     html.push_str(&environment_table(record));
-    html.push_str("</main></body></html>\n");
+    html.push_str(page::TAIL);
     html
 }
 
@@ -226,7 +217,7 @@ fn charts(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> Vec<String> {
 }
 
 fn line(name: &str, class: &'static str, points: Vec<(f64, f64)>) -> Line {
-    Line { name: name.into(), title: name.into(), class, marks: true, points }
+    Line { class, ..Line::new(name, 0, points) }
 }
 
 /// A key of the journal as the heading of a chart: `stable_rank` is "Stable rank".

@@ -1,6 +1,7 @@
 //! The command `twoclocks`.
 
 mod bench;
+mod clocks;
 mod doctor;
 mod inspect;
 mod output;
@@ -34,6 +35,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Time every node of one training step, beside its floor.
     Profile(profile::ProfileArgs),
+    /// The experiments of the two clocks, with what theory predicts beside what is measured.
+    Clocks(clocks::ClocksArgs),
     /// Devices and instruction sets, what is chosen, and why.
     Doctor(doctor::DoctorArgs),
 }
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Runs(args) => inspect::runs(args),
         Command::Bench(args) => bench::run(args, began),
         Command::Profile(args) => profile::run(args),
+        Command::Clocks(args) => clocks::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     match outcome {
