@@ -65,7 +65,7 @@ const RATE: f64 = 0.5;
 const NORMALISED_RATE: f64 = 0.05;
 const ADAM_RATE: f64 = 3e-3;
 /// With one layer the margin grows no faster than the rate, which must not be what bounds the clock.
-const ADAM_RATE_OF_ONE_LAYER: f64 = 3e-2;
+const ADAM_RATE_OF_ONE_LAYER: f64 = 0.1;
 const SLOW_RATE: f64 = 0.2;
 
 /// How a net of the fast clock is trained.
