@@ -184,7 +184,7 @@ impl Config {
     }
 
     /// The trainer of a saved run, with its weights; `data` is another place to read data from,
-    /// `device` another one than it trained on, `threads` another number of threads.
+    /// `device` another one than it trained on (`auto` is the CPU here), `threads` another number of threads.
     ///
     /// # Errors
     /// The folder is not a run, its checkpoint cannot be read, or the data cannot be used.
@@ -201,6 +201,10 @@ impl Config {
             config.data.path = Some(data.to_owned());
         }
         config.device = device.unwrap_or(config.device);
+        if config.device == "auto" {
+            // The rule of `auto` weighs whole runs of training.
+            "cpu".clone_into(&mut config.device);
+        }
         config.threads = threads.unwrap_or(config.threads);
         let mut trainer = config.trainer()?;
         state::load_weights(&mut trainer, &folder)?;
@@ -229,7 +233,8 @@ struct Runner<'a> {
     last_review_seconds: f64,
     /// How long a step took, when that was last seen; not the first one.
     step_seconds: Option<f64>,
-    rate: f64,
+    /// How many were given at once then.
+    last_count: usize,
 }
 
 impl<'a> Runner<'a> {
@@ -268,7 +273,7 @@ impl<'a> Runner<'a> {
             since_review: (0, 0.0),
             last_review_seconds: 0.0,
             step_seconds: None,
-            rate: f64::NAN,
+            last_count: 0,
             position,
         })
     }
@@ -355,19 +360,15 @@ impl<'a> Runner<'a> {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(Reason::Interrupted);
                 }
-                let out_of_time =
-                    limits.seconds.is_some_and(|s| self.position.seconds_training() >= s);
-                if out_of_time {
+                if let Some(reason) = self.used_up(&limits) {
                     self.review(observer)?;
-                    return Ok(self.reached(&limits).unwrap_or(Reason::Time));
-                }
-                if limits.steps.is_some_and(|steps| self.position.step >= steps) {
-                    self.review(observer)?;
-                    return Ok(self.reached(&limits).unwrap_or(Reason::Steps));
+                    return Ok(self.reached(&limits).unwrap_or(reason));
                 }
                 self.steps(observer, trace_every, &limits)?;
+                // At the end of the run, or of the epoch, the review comes first: a run that is killed between
+                // the two would review again.
                 let mid_epoch = self.position.offset < self.trainer.rows();
-                if mid_epoch && self.checkpoint_is_due() {
+                if mid_epoch && self.used_up(&limits).is_none() && self.checkpoint_is_due() {
                     self.checkpoint()?;
                 }
             }
@@ -389,6 +390,14 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// Which of the budgets that may end within an epoch is used up.
+    fn used_up(&self, limits: &LoopConfig) -> Option<Reason> {
+        if limits.seconds.is_some_and(|s| self.position.seconds_training() >= s) {
+            return Some(Reason::Time);
+        }
+        limits.steps.is_some_and(|steps| self.position.step >= steps).then_some(Reason::Steps)
+    }
+
     /// Whether a resumed run was at its end already.
     fn ended_before(&self, limits: &LoopConfig) -> Option<Reason> {
         if self.position.step == 0 {
@@ -408,7 +417,8 @@ impl<'a> Runner<'a> {
     fn at_once(&self, limits: &LoopConfig) -> usize {
         let per_update = self.trainer.update_rows(0).max(1);
         let left = (self.trainer.rows() - self.position.offset).div_ceil(per_update);
-        let mut count = self.trainer.at_once().min(left);
+        // Not many at once before some have shown how long they take.
+        let mut count = self.trainer.at_once().min(left).min(2 * self.last_count.max(1));
         if let Some(steps) = limits.steps {
             count = count.min(usize::try_from(steps - self.position.step).unwrap_or(usize::MAX));
         }
@@ -445,11 +455,14 @@ impl<'a> Runner<'a> {
         let (step, offset) = (self.position.step + 1, self.position.offset);
         let losses = self.trainer.steps(step, offset, &rates)?.to_vec();
         let seconds = began.elapsed().as_secs_f64() / losses.len() as f64;
-        if self.trained.0 > 0 {
+        // The short last batch of an epoch says nothing of the others.
+        let all_full = offset + count * self.trainer.update_rows(0) <= self.trainer.rows();
+        if self.trained.0 > 0 && all_full {
             self.step_seconds = Some(seconds);
+            self.last_count = count;
         }
         for (loss, rate) in losses.into_iter().zip(rates) {
-            self.rate = rate;
+            self.position.set_rate(rate);
             self.step_done(loss, seconds, observer, trace_every)?;
         }
         Ok(())
@@ -480,14 +493,14 @@ impl<'a> Runner<'a> {
         }
         if step.is_multiple_of(trace_every) {
             let seconds = self.position.seconds_training();
-            self.journal.append(Step { step, seconds, loss, lr: self.rate })?;
+            self.journal.append(Step { step, seconds, loss, lr: self.position.rate() })?;
         }
         observer.step(&Progress {
             step,
             epoch: self.position.epoch + 1,
             progress: self.progress(),
             loss,
-            rate: self.rate,
+            rate: self.position.rate(),
             seconds: self.position.seconds_training(),
             rows: self.trained,
         });
@@ -538,7 +551,7 @@ impl<'a> Runner<'a> {
             test_acc: accuracy,
             train_acc: None,
             margin,
-            lr: self.rate,
+            lr: self.position.rate(),
             samples_per_s: self.since_review.0 as f64 / self.since_review.1,
             review_seconds: self.last_review_seconds,
             extra: Default::default(),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Where a run stands, between two steps. Fractions are kept as bits, to come back exactly.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Position {
     /// Updates done.
@@ -31,9 +31,36 @@ pub(super) struct Position {
     pub seconds_to_target: Option<u64>,
     /// Bits of the last review's accuracy.
     pub accuracy: Option<u64>,
+    /// Bits of the last step's learning rate; NaN before the first one.
+    #[serde(default = "no_rate")]
+    rate: u64,
     /// By what the order of an epoch's rows is made, as it is saved; none in older checkpoints.
     #[serde(default)]
     row_order: String,
+}
+
+fn no_rate() -> u64 {
+    f64::NAN.to_bits()
+}
+
+impl Default for Position {
+    /// Before the first step.
+    fn default() -> Self {
+        Position {
+            step: 0,
+            epoch: 0,
+            offset: 0,
+            loss_sum: 0,
+            loss_count: 0,
+            seconds_training: 0,
+            seconds_total: 0,
+            seconds_review: 0,
+            seconds_to_target: None,
+            accuracy: None,
+            rate: no_rate(),
+            row_order: String::new(),
+        }
+    }
 }
 
 /// What [`crate::data::order()`] is. Checkpoints without a name are of an earlier one, a shuffle.
@@ -56,6 +83,7 @@ fractions! {
     seconds_training, set_seconds_training;
     seconds_total, set_seconds_total;
     seconds_review, set_seconds_review;
+    rate, set_rate;
 }
 
 /// Path of a folder's checkpoint.

@@ -33,16 +33,18 @@ pub fn eval(args: EvalArgs) -> Result<ExitCode> {
             "event": "eval",
             "run": args.run.display().to_string(),
             "recipe": config.recipe,
+            "device": trainer.store().device().name(),
             "test_loss": review.loss,
             "test_acc": review.accuracy,
             "margin": review.margin,
         }));
     } else {
         output::say!(
-            "test acc {:.2} %  test loss {:.4}  margin {:.2}",
+            "test acc {:.2} %  test loss {:.4}  margin {:.2}  (on {})",
             review.accuracy * 100.0,
             review.loss,
-            review.margin
+            review.margin,
+            trainer.store().device().name(),
         );
     }
     Ok(ExitCode::SUCCESS)

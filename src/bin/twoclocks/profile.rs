@@ -44,7 +44,10 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
             return Err(Error::device(config.device, problem));
         }
         #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => return cuda::run(&mut trainer, &cuda, budget, args.common.json),
+        Device::Cuda(cuda) => {
+            output::note(format_args!("on {cuda:?}"));
+            return cuda::run(&mut trainer, &cuda, budget, args.common.json);
+        }
         _ => return Err(Error::device(config.device, "is of a kind that has no profiles")),
     };
     let peak = cpu.peak();

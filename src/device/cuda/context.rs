@@ -63,7 +63,8 @@ impl fmt::Display for Route {
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<&'static str, (sys::CUmodule, Route)>,
-    kernels: HashMap<String, Function>,
+    /// Each with the most shared memory that was asked for: graphs that are captured later need it still.
+    kernels: HashMap<String, (Function, u32)>,
 }
 
 /// A kernel of a module that is loaded, for as long as its device is open.
@@ -204,8 +205,8 @@ impl Cuda {
     pub(super) fn function(&self, module: &str, kernel: &str, shared: u32) -> Result<Function> {
         self.enter()?;
         let mut loaded = self.loaded();
-        let function = match loaded.kernels.get(kernel) {
-            Some(&function) => function,
+        let (function, allowed) = match loaded.kernels.get(kernel) {
+            Some(&known) => known,
             None => {
                 let handle = self.module(&mut loaded, module)?.0;
                 let text =
@@ -214,16 +215,18 @@ impl Cuda {
                 // SAFETY: the module is loaded; the name is that of `text`, and ends with a zero.
                 let result = unsafe { sys::cuModuleGetFunction(&mut function, handle, name) };
                 self.check(&format!("kernel {kernel} of {module}"), result)?;
-                loaded.kernels.insert(kernel.to_owned(), Function(function));
-                Function(function)
+                let known = (Function(function), SHARED_WITHOUT_ASKING);
+                loaded.kernels.insert(kernel.to_owned(), known);
+                known
             }
         };
-        if shared > SHARED_WITHOUT_ASKING {
+        if shared > allowed {
             let which = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
             // SAFETY: the function is of a module that is loaded.
             let result = unsafe { sys::cuFuncSetAttribute(function.0, which, bytes) };
             self.check(&format!("kernel {kernel}: {shared} bytes of shared memory"), result)?;
+            loaded.kernels.insert(kernel.to_owned(), (function, shared));
         }
         Ok(function)
     }

@@ -475,8 +475,14 @@ pub(super) fn record(
         let _ = sys::cuStreamDestroy_v2(stream);
         ended
     };
-    given?;
-    device.check("the capture of a step", ended)?;
+    let given = given.and_then(|()| device.check("the capture of a step", ended));
+    if let Err(error) = given {
+        if !captured.is_null() {
+            // SAFETY: the graph was captured just now, and nobody else has it.
+            let _ = unsafe { sys::cuGraphDestroy(captured) };
+        }
+        return Err(error);
+    }
     // SAFETY: the graph was captured just now, and is destroyed once it is instantiated.
     let (made, destroyed) = unsafe {
         let made = sys::cuGraphInstantiateWithFlags(&mut graph.executable, captured, 0);
