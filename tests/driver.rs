@@ -17,6 +17,9 @@ mod elementwise;
 mod gemm;
 #[path = "driver/gpu.rs"]
 mod gpu;
+#[cfg(feature = "cuda")]
+#[path = "driver/products.rs"]
+mod products;
 #[path = "driver/rows.rs"]
 mod rows;
 #[cfg(feature = "cuda")]

@@ -1,17 +1,11 @@
 //! Products on a GPU: `kernels/gemm_fma.cu` for f32, `kernels/gemm.cu` for bf16 on tensor cores, which
-//! rounds f32 operands on their way into shared memory. Tiles and splits follow from the shapes
-//! alone, and so do the bits.
+//! rounds f32 operands where it reads them. Tiles and splits follow from the shapes alone, and so do
+//! the bits. `f32_split` is what it is on a CPU without AMX: f32.
 
 use super::Products;
 use crate::device::cuda::{Argument, Kernel, Launches, Place};
 use crate::gemm::{Precision, Spec, Transpose};
 use crate::ops::Activation;
-
-/// Blocks below which larger tiles leave multiprocessors idle, or K is worth splitting: those of
-/// a large GPU.
-const ENOUGH: usize = 128;
-/// Terms of a part of a split K at least.
-const PART: usize = 256;
 
 /// What is done with the sums; `Place::Null` where there is none.
 pub(in crate::ops) struct Epilogue {
@@ -36,8 +30,8 @@ impl Epilogue {
         Epilogue { bias: none, activation, argument: none, saved: none, mask, y }
     }
 
-    /// As `Epilogue` of `kernels/common/epilogue.cuh`.
-    fn argument(&self) -> Argument {
+    /// As `Epilogue` of `kernels/common/epilogue.cuh`; `accumulate` adds to what is there.
+    fn argument(&self, accumulate: bool) -> Argument {
         let activation = |activation| match activation {
             Activation::None => 0u32,
             Activation::Relu => 1,
@@ -53,71 +47,252 @@ impl Epilogue {
             Place::Null.into(),
             activation(self.activation).into(),
             activation(self.mask).into(),
-            // Not added to what is there; the last one is unused.
-            0u32.into(),
+            u32::from(accumulate).into(),
+            // Unused.
             0u32.into(),
         ])
     }
 }
 
-/// Appends a product of one pair of matrices. Nothing for several, for both transposed, and for
-/// f32 split in three.
+/// How a product is cut: into tiles, and its sum into parts. A function of shapes and precision alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    /// Rows and columns of a tile.
+    tile: usize,
+    parts: usize,
+    /// Terms of each part but the last.
+    per_part: usize,
+    /// Tiles of all products.
+    tiles: usize,
+}
+
+impl Cut {
+    /// The one that takes the fewest clocks by counting, on a large GPU (H100): what one multiprocessor
+    /// fetches from L2, what all fetch, and what is multiplied. A sum of parts costs a launch, so it
+    /// must save more than that.
+    fn new(Products { batches, spec }: Products) -> Cut {
+        const MULTIPROCESSORS: f64 = 132.0;
+        // Bytes a clock from L2: to one multiprocessor, and to all.
+        const ONE: f64 = 64.0;
+        const ALL: f64 = 3500.0;
+        const LAUNCH: f64 = 3000.0;
+        let Spec { m, n, k, .. } = spec;
+        let mut best: Option<(f64, Cut)> = None;
+        // Multiply-adds a clock of one multiprocessor.
+        let engines = match spec.precision {
+            Precision::Bf16 => [(128, 1024.0), (64, 1024.0), (32, 512.0)],
+            Precision::F32 | Precision::F32Split => [(128, 110.0), (64, 110.0), (32, 70.0)],
+        };
+        for (tile, rate) in engines {
+            let tiles = batches.saturating_mul(m.div_ceil(tile)).saturating_mul(n.div_ceil(tile));
+            for wanted in [1, 2, 4, 8, 16, 32, 64] {
+                // As much as is in shared memory at once.
+                let per_part = k.div_ceil(wanted).next_multiple_of(64).max(64);
+                let parts = k.div_ceil(per_part).max(1);
+                let (blocks, terms) = (tiles as f64 * parts as f64, per_part.min(k) as f64);
+                let side = tile as f64;
+                let bytes = 2.0 * side * terms * 4.0;
+                let own = (blocks / MULTIPROCESSORS).ceil() * (bytes / ONE).max(side * side * terms / rate);
+                let mut clocks = own.max(blocks * bytes / ALL);
+                if parts > 1 {
+                    let result = batches as f64 * m as f64 * n as f64 * 4.0;
+                    clocks += LAUNCH + 2.0 * parts as f64 * result / ALL;
+                }
+                if best.is_none_or(|(least, _)| clocks < least) {
+                    best = Some((clocks, Cut { tile, parts, per_part, tiles }));
+                }
+            }
+        }
+        best.map_or(Cut { tile: 64, parts: 1, per_part: 64, tiles: 0 }, |(_, cut)| cut)
+    }
+
+    /// Threads of a block, and bytes of its shared memory: a ring of three stages of both operands, which
+    /// the sums of all groups of threads take over. As `kernels/common/product.cuh` has it.
+    fn block(&self, precision: Precision) -> (u32, u32) {
+        let tile = self.tile;
+        let (threads, groups) = match (precision, tile) {
+            (Precision::Bf16, 32) => (128, 4),
+            (Precision::Bf16, 64) => (256, 2),
+            (Precision::F32 | Precision::F32Split, 32 | 64) => (256, 4),
+            _ => (256, 1),
+        };
+        // 64, 32 and 16 of k at a time.
+        let part = if tile < 128 { 64 * (32 + 8) } else { tile * (16 + 8) };
+        let ring = 3 * 2 * part * size_of::<f32>();
+        let sums = groups * tile * (tile + 8) * size_of::<f32>();
+        (threads, ring.max(sums) as u32)
+    }
+}
+
+/// Appends products, which end in `epilogue`. Nothing where an extent is 2^31 or more.
 pub(in crate::ops) fn product(
     launches: &mut Launches,
     products: Products,
-    [a, b]: [Place; 2],
+    operands: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
-    let Products { batches, spec } = products;
+    let epilogue = epilogue.argument(products.spec.accumulate);
+    let cut = Cut::new(products);
+    let partials = tiles(launches, products, cut, operands, epilogue.clone(), None)?;
+    if let Some(partials) = partials {
+        sum_parts(launches, products, cut.parts, partials, epilogue)?;
+    }
+    Some(())
+}
+
+/// Appends the sum of partial products `[parts] [batches] [m] [n]` in order, with the epilogue.
+fn sum_parts(
+    launches: &mut Launches,
+    Products { batches, spec }: Products,
+    parts: usize,
+    partials: Place,
+    epilogue: Argument,
+) -> Option<()> {
+    let size = batches * spec.m * spec.n;
+    launches.kernel(
+        Kernel::new("gemm_sum", "gemm_sum")
+            .grid([size.div_ceil(SUMMED), 1, 1])
+            .with(partials)
+            .with(number(parts)?)
+            .with(number(spec.n)?)
+            .with(size as u64)
+            .with(epilogue),
+    );
+    Some(())
+}
+
+/// Elements that a block of `gemm_sum` adds.
+const SUMMED: usize = 1024;
+
+/// Blocks that leave sums for the statistics where `spec` goes into an update.
+pub(in crate::ops) fn blocks_of_update(spec: Spec) -> usize {
+    let cut = Cut::new(Products { batches: 1, spec });
+    if cut.parts > 1 { (spec.m * spec.n).div_ceil(SUMMED) } else { cut.tiles }
+}
+
+/// Appends `a^T b` and, with the result as gradient, the step that `update` says (`Update` of
+/// `kernels/common/update.cuh`): elements as those of [`product`], bit for bit.
+pub(in crate::ops) fn product_with_update(
+    launches: &mut Launches,
+    spec: Spec,
+    operands: [Place; 2],
+    update: Argument,
+) -> Option<()> {
+    let products = Products { batches: 1, spec };
+    let cut = Cut::new(products);
+    let epilogue = Epilogue::to(Place::Null).argument(false);
+    // Parts of a sum are those of a plain product.
+    let of_tiles = (cut.parts == 1).then(|| update.clone());
+    let partials = tiles(launches, products, cut, operands, epilogue, of_tiles)?;
+    if let Some(partials) = partials {
+        let size = spec.m * spec.n;
+        launches.kernel(
+            Kernel::new("gemm_sum", "gemm_sum_update")
+                .grid([size.div_ceil(SUMMED), 1, 1])
+                .with(partials)
+                .with(number(cut.parts)?)
+                .with(size as u64)
+                .with(update),
+        );
+    }
+    Some(())
+}
+
+/// Appends the kernel that multiplies; gives the partial products of a sum in parts.
+fn tiles(
+    launches: &mut Launches,
+    Products { batches, spec }: Products,
+    cut: Cut,
+    [a, b]: [Place; 2],
+    epilogue: Argument,
+    update: Option<Argument>,
+) -> Option<Option<Place>> {
     let Spec { m, n, k, .. } = spec;
     let layout = match (spec.a, spec.b) {
         (Transpose::No, Transpose::No) => "nn",
         (Transpose::No, Transpose::Yes) => "nt",
         (Transpose::Yes, Transpose::No) => "tn",
-        (Transpose::Yes, Transpose::Yes) => return None,
+        (Transpose::Yes, Transpose::Yes) => "tt",
     };
-    if batches != 1 || spec.accumulate {
-        return None;
-    }
-    let blocks = |tile: usize| m.div_ceil(tile) * n.div_ceil(tile);
-    let tile = if blocks(128) >= ENOUGH { 128 } else { 64 };
-    let (module, name, block, shared) = match spec.precision {
-        Precision::F32 => ("gemm_fma", format!("gemm_fma_f32_{layout}_{tile}"), 256, 0),
-        Precision::Bf16 => {
-            ("gemm", format!("gemm_mma_f32_{layout}_{tile}"), tile as u32 * 2, tile as u32 * 480)
-        }
-        Precision::F32Split => return None,
+    let (module, engine) = match spec.precision {
+        Precision::Bf16 => ("gemm", "mma"),
+        Precision::F32 | Precision::F32Split => ("gemm_fma", "fma"),
     };
-    let parts = (ENOUGH / blocks(tile).max(1)).min(k / PART).max(1);
-    // The kernel takes 32 of k at a time.
-    let per_part = k.div_ceil(parts).next_multiple_of(32).max(32);
-    let parts = k.div_ceil(per_part).max(1);
-    let partials = if parts > 1 { launches.scratch(parts * m * n) } else { Place::Null };
-    let number = |count: usize| u32::try_from(count).ok();
-    let lda = if spec.a == Transpose::Yes { m } else { k };
-    let ldb = if spec.b == Transpose::Yes { k } else { n };
-    let mut members: Vec<Argument> = vec![a.into(), b.into(), partials.into()];
-    for extent in [m, n, k, lda, ldb, per_part] {
+    let Cut { tile, parts, per_part, tiles } = cut;
+    let partials = (parts > 1).then(|| launches.scratch(parts * batches * m * n));
+    let mut members: Vec<Argument> =
+        vec![a.into(), b.into(), partials.unwrap_or(Place::Null).into()];
+    for extent in [m, n, k, spec.a_shape().1, spec.b_shape().1, per_part, parts, batches] {
         members.push(number(extent)?.into());
     }
-    members.push(epilogue.argument());
-    launches.kernel(
-        Kernel::new(module, name)
-            .grid([n.div_ceil(tile), m.div_ceil(tile), parts])
-            .block(block)
-            .shared(shared)
-            .with(Argument::Struct(members)),
-    );
-    if parts > 1 {
-        launches.kernel(
-            Kernel::new("gemm_fma", "gemm_sum")
-                .grid([(m * n).div_ceil(256), 1, 1])
-                .with(partials)
-                .with(number(parts)?)
-                .with(number(m)?)
-                .with(number(n)?)
-                .with(epilogue.argument()),
-        );
+    members.push(epilogue);
+    let end = if update.is_some() { "_update" } else { "" };
+    let (threads, shared) = cut.block(spec.precision);
+    let kernel = Kernel::new(module, format!("gemm_{engine}_f32_{layout}_{tile}{end}"))
+        .grid([tiles * parts, 1, 1])
+        .block(threads)
+        .shared(shared)
+        .with(Argument::Struct(members));
+    launches.kernel(match update {
+        Some(update) => kernel.with(update),
+        None => kernel,
+    });
+    Some(partials)
+}
+
+/// As kernels take extents.
+fn number(extent: usize) -> Option<u32> {
+    u32::try_from(extent).ok().filter(|&extent| extent < 1 << 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps of small nets: enough blocks, and no sum in parts where it would cost more than it saves.
+    #[test]
+    fn small_products_fill_a_large_gpu() {
+        let cut = |[m, n, k]: [usize; 3], precision| {
+            let spec = Spec::new(m, n, k).in_precision(precision);
+            let Cut { tile, parts, tiles, .. } = Cut::new(Products { batches: 1, spec });
+            (tile, parts, tiles * parts)
+        };
+        // mlp: 784-512-512-10 at batch 128. Forward, dX, dW.
+        for (size, bf16, f32) in [
+            ([128, 512, 784], (32, 1, 64), (64, 7, 112)),
+            ([128, 512, 512], (32, 1, 64), (64, 8, 128)),
+            ([128, 10, 512], (32, 1, 4), (32, 8, 32)),
+            ([128, 512, 10], (32, 1, 64), (32, 1, 64)),
+            ([784, 512, 128], (64, 1, 104), (64, 1, 104)),
+            ([512, 512, 128], (64, 1, 64), (32, 1, 256)),
+            ([512, 10, 128], (32, 1, 16), (32, 1, 16)),
+            // mlp64.
+            ([128, 64, 64], (32, 1, 8), (32, 1, 8)),
+            // A long sum of a small result; large products.
+            ([64, 64, 8192], (64, 64, 64), (32, 32, 128)),
+            ([1024, 1024, 1024], (128, 1, 64), (64, 1, 256)),
+            ([4096, 4096, 4096], (128, 1, 1024), (128, 1, 1024)),
+        ] {
+            assert_eq!(cut(size, Precision::Bf16), bf16, "{size:?} in bf16");
+            assert_eq!(cut(size, Precision::F32), f32, "{size:?} in f32");
+            assert_eq!(cut(size, Precision::F32Split), f32, "{size:?} in f32_split");
+        }
+        assert_eq!(cut([0, 5, 5], Precision::F32).2, 0);
+        assert_eq!(cut([5, 5, 0], Precision::F32).1, 1);
     }
-    Some(())
+
+    #[test]
+    fn extents_that_kernels_do_not_count_are_refused() {
+        let product = |m, n| {
+            let products = Products { batches: 1, spec: Spec::new(m, n, 1) };
+            let operands = [Place::Input(0), Place::Input(1)];
+            let mut launches = Launches::new();
+            product(&mut launches, products, operands, &Epilogue::to(Place::Output(0)))
+        };
+        assert_eq!(product(1 << 31, 1), None);
+        assert_eq!(product(1, 1 << 31), None);
+        // More elements than fit into 32 bits, and more rows of tiles than blocks along y.
+        assert_eq!(product(1 << 17, 1 << 17), Some(()));
+        assert_eq!(product((1 << 31) - 1, 1), Some(()));
+    }
 }
