@@ -1,5 +1,6 @@
 //! Tells the crate which compiler and which commit it is built from, so that a run can say so, and
-//! embeds the PTX of `kernels/ptx`.
+//!
+//! embeds the PTX and cubins of `kernels/ptx`.
 //!
 //! Needs neither git nor a repository, nor a CUDA toolkit: the PTX is committed. What is not known of
 //! compiler and commit is not set, and `runs::environment` then reads nothing there.
@@ -22,26 +23,34 @@ fn main() {
     }
 }
 
-/// Writes `kernels.rs`, the table of names and texts that `device::cuda` includes.
+/// Writes `kernels.rs`, the tables of PTX and of cubins that `device::cuda` includes.
 fn embed_kernels() {
     let variable = |name| std::env::var_os(name).map(PathBuf::from).expect("cargo sets it");
     let folder = variable("CARGO_MANIFEST_DIR").join("kernels/ptx");
     println!("cargo:rerun-if-changed={}", folder.display());
     let entries = std::fs::read_dir(&folder).expect("kernels/ptx is part of the crate");
-    let mut paths: Vec<PathBuf> = entries
-        .map(|entry| entry.expect("the folder can be read").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "ptx"))
-        .collect();
+    let mut paths: Vec<PathBuf> =
+        entries.map(|entry| entry.expect("the folder can be read").path()).collect();
     paths.sort();
-    let mut table = String::from("const MODULES: &[(&str, &str)] = &[\n");
+    let mut modules = String::from("const MODULES: &[(&str, &str)] = &[\n");
+    let mut cubins = String::from("const CUBINS: &[(&str, &str, &[u8])] = &[\n");
     for path in paths {
-        let (name, path) = (path.file_stem().map(Path::new), path.to_str());
-        let (Some(name), Some(path)) = (name.and_then(Path::to_str), path) else {
+        let (stem, text) = (path.file_stem().map(Path::new), path.to_str());
+        let (Some(stem), Some(text)) = (stem.and_then(Path::to_str), text) else {
             panic!("a path that is not UTF-8 cannot be embedded: {}", folder.display());
         };
-        writeln!(table, "    ({name:?}, include_str!({path:?})),").expect("a string takes it");
+        let written = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("ptx") => writeln!(modules, "    ({stem:?}, include_str!({text:?})),"),
+            Some("cubin") => {
+                // `name.sm_90a.cubin`
+                let (name, architecture) = stem.split_once('.').expect("named by architecture");
+                writeln!(cubins, "    ({name:?}, {architecture:?}, include_bytes!({text:?})),")
+            }
+            _ => Ok(()),
+        };
+        written.expect("a string takes it");
     }
-    table.push_str("];\n");
+    let table = format!("{modules}];\n{cubins}];\n");
     std::fs::write(variable("OUT_DIR").join("kernels.rs"), table)
         .expect("cargo's folder is writable");
 }

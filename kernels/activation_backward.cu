@@ -7,7 +7,7 @@
 // column_sum_f32: y[i] = sum over p in order of partials[p][i], times scale; blocks of 256, grid = ceil(columns / 256).
 //
 // Target: compute_75
-// Registers: 40
+// Registers: 48
 #include "common/math.cuh"
 
 template <int ACTIVATION>
@@ -19,11 +19,20 @@ DEVICE void activation_backward(const float* dy, const float* saved, float* dz, 
     u32 end = begin + rows_per_block < rows ? begin + rows_per_block : rows;
     float sum = 0;
     if (column < columns) {
-        for (u32 row = begin + first; row < end; row += 8) {
-            u64 i = u64(row) * columns + column;
-            float value = activation_gradient(ACTIVATION, dy[i], saved[i]);
-            if (dz) dz[i] = value;
-            sum += value;
+        // Four rows at a time: all are loaded before one is stored, as dz may be dy and the compiler cannot know.
+        for (u32 row = begin + first; row < end; row += 32) {
+            float values[4];
+            UNROLL
+            for (u32 j = 0; j < 4; j++) {
+                u64 i = u64(row + 8 * j) * columns + column;
+                values[j] = row + 8 * j < end ? activation_gradient(ACTIVATION, dy[i], saved[i]) : 0;
+            }
+            UNROLL
+            for (u32 j = 0; j < 4; j++) {
+                if (row + 8 * j >= end) break;
+                if (dz) dz[u64(row + 8 * j) * columns + column] = values[j];
+                sum += values[j];
+            }
         }
     }
     if (!partials) return;

@@ -3,10 +3,12 @@
 // [size][features]. The offset is read from the control block. A place or an entry out of range gives NaN and the label
 // u32::MAX. Either output may be null.
 //
-// Launch: blocks of 256, grid = (ceil(features / 1024), size, 1), at least one block in x. Four features a thread.
+// Launch: blocks of 256, a thread for four features of a row, or for a row without features; groups = max(ceil(features /
+// 4), 1), grid = ceil(size * groups / 256).
 //
 // Target: compute_75
 // Registers: 40
+#include "common/index.cuh"
 #include "common/vector.cuh"
 
 DEVICE Four four_values(const u8* from, bool aligned) {
@@ -28,15 +30,18 @@ DEVICE Four four_values(const float* from, bool aligned) {
 
 template <class V, class T>
 DEVICE void batch(const V* values, const u32* labels, const u32* order, const float* scale, const float* shift, T* inputs,
-                  u32* labels_out, u32 rows, u32 features, u32 order_len, Control control, u32 offset_slot) {
-    u32 r = blockIdx.y;
+                  u32* labels_out, u32 size, u32 rows, u32 features, u32 order_len, Control control, u32 offset_slot) {
+    u64 i = u64(blockIdx.x) * 256 + threadIdx.x;
+    u32 groups = features > 4 ? (features - 1) / 4 + 1 : 1;
+    u64 r = divide(i, groups);
+    if (r >= size) return;
+    u32 c = u32(i - r * groups) * 4;
     u64 place = control_u64(control, offset_slot) + r;
     u32 n = place < order_len ? order[place] : rows;
     bool good = n < rows;
-    if (labels_out && blockIdx.x == 0 && threadIdx.x == 0) labels_out[r] = good ? labels[n] : 0xffffffff;
-    u32 c = (blockIdx.x * 256 + threadIdx.x) * 4;
+    if (labels_out && c == 0) labels_out[r] = good ? labels[n] : 0xffffffff;
     if (!inputs || c >= features) return;
-    T* to = inputs + u64(r) * features + c;
+    T* to = inputs + r * features + c;
     const V* from = values + u64(n) * features + c;
     u32 count = features - c < 4 ? features - c : 4;
     if (!good) {
@@ -59,8 +64,9 @@ DEVICE void batch(const V* values, const u32* labels, const u32* order, const fl
 #define BATCH(name, V, T) \
     KERNEL(batch_##name, 256, \
            (const V* values, const u32* labels, const u32* order, const float* scale, const float* shift, T* inputs, \
-            u32* labels_out, u32 rows, u32 features, u32 order_len, Control control, u32 offset_slot)) { \
-        batch(values, labels, order, scale, shift, inputs, labels_out, rows, features, order_len, control, offset_slot); \
+            u32* labels_out, u32 size, u32 rows, u32 features, u32 order_len, Control control, u32 offset_slot)) { \
+        batch(values, labels, order, scale, shift, inputs, labels_out, size, rows, features, order_len, control, \
+              offset_slot); \
     }
 
 BATCH(u8_f32, u8, float)

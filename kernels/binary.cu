@@ -2,18 +2,14 @@
 //
 // binary_<kind>_f32: a, b and y have n elements each; y may be a or b.
 //   Launch: blocks of 256, one thread for four elements: grid = ceil(n / 1024).
-// binary_<kind>_broadcast_f32: y is row-major with the extents of `shape`; a and b are read with its strides, 0
-//   where they repeat. Axes are merged and filled up with extents of 1 by the caller.
-//   Launch: blocks of 256, one thread an element: grid = ceil(n / 256). n < 2^32.
+// binary_<kind>_broadcast_f32: y is row-major with n elements; a and b are read with the strides of `axes`.
+//   Launch: blocks of 256, grid = ceil(n / 1024): a thread takes four elements at once where `wide` says so and addresses
+//   are aligned, else four that lie 256 apart.
 //
 // Target: compute_75
 // Registers: 48
+#include "common/index.cuh"
 #include "common/vector.cuh"
-
-struct Broadcast {
-    /// Extents of y, and strides of a and b in elements, first axis first.
-    u32 extents[4], a[4], b[4];
-};
 
 template <class F>
 DEVICE void binary(const float* a, const float* b, float* y, u64 n, F f) {
@@ -30,18 +26,28 @@ DEVICE void binary(const float* a, const float* b, float* y, u64 n, F f) {
 }
 
 template <class F>
-DEVICE void broadcast(const float* a, const float* b, float* y, u32 n, const Broadcast& shape, F f) {
-    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    u32 rest = i, at_a = 0, at_b = 0;
-    UNROLL
-    for (int axis = 3; axis >= 0; axis--) {
-        u32 outer = rest / shape.extents[axis], place = rest - outer * shape.extents[axis];
-        at_a += place * shape.a[axis];
-        at_b += place * shape.b[axis];
-        rest = outer;
+DEVICE void broadcast(const float* a, const float* b, float* y, u64 n, const Axes<2>& axes, F f) {
+    u64 first = u64(blockIdx.x) * 1024, at[2];
+    bool a_repeats = axes.strides[0][0] == 0, b_repeats = axes.strides[1][0] == 0;
+    bool aligned = aligned_for_four(y) && (a_repeats || aligned_for_four(a)) && (b_repeats || aligned_for_four(b));
+    if (axes.wide && aligned) {
+        u64 i = first + threadIdx.x * 4;
+        if (i >= n) return;
+        locate(axes, i, at);
+        float one = a[at[0]], other = b[at[1]];
+        Four v = a_repeats ? Four{{one, one, one, one}} : load_four(a + at[0]);
+        Four w = b_repeats ? Four{{other, other, other, other}} : load_four(b + at[1]);
+        UNROLL
+        for (int j = 0; j < 4; j++) v.x[j] = f(v.x[j], w.x[j]);
+        store_four(y + i, v);
+    } else {
+        for (u32 j = 0; j < 4; j++) {
+            u64 i = first + j * 256 + threadIdx.x;
+            if (i >= n) return;
+            locate(axes, i, at);
+            y[i] = f(a[at[0]], b[at[1]]);
+        }
     }
-    y[i] = f(a[at_a], b[at_b]);
 }
 
 #define BINARY(kind, value) \
@@ -52,8 +58,8 @@ DEVICE void broadcast(const float* a, const float* b, float* y, u32 n, const Bro
         binary(a, b, y, n, kind##_of()); \
     } \
     KERNEL(binary_##kind##_broadcast_f32, 256, \
-           (const float* a, const float* b, float* y, u32 n, Broadcast shape)) { \
-        broadcast(a, b, y, n, shape, kind##_of()); \
+           (const float* a, const float* b, float* y, u64 n, Axes<2> axes)) { \
+        broadcast(a, b, y, n, axes, kind##_of()); \
     }
 
 BINARY(add, a + b)

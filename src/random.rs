@@ -4,6 +4,10 @@
 //! a counter and a mixing function, so that a stream is a pure function of its seed, and can be
 //! taken up anywhere.
 
+mod permutation;
+
+pub use permutation::Permutation;
+
 /// A stream of random numbers.
 #[derive(Clone, Debug)]
 pub struct Random {

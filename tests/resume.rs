@@ -183,3 +183,29 @@ fn a_finished_run_that_is_resumed_stays_as_it_was() {
         }
     }
 }
+
+/// A checkpoint of a version that ordered rows otherwise: between two epochs that is no matter.
+#[test]
+fn a_checkpoint_with_another_row_order_goes_on_between_epochs_only() {
+    let scratch = Scratch::new("order");
+    for (steps, within) in [(1, true), (30, false)] {
+        let stop = AtomicBool::new(false);
+        let root = scratch.0.join(steps.to_string());
+        let run = train::run(&config("epochs = 2"), &root, &mut StopAfter(steps, &stop), &stop);
+        let run = Path::new(&run.expect("a run").done.run).to_owned();
+        let file = run.join("model.safetensors");
+        let mut checkpoint = Checkpoint::load(&file).expect("a checkpoint");
+        let state = checkpoint.state.as_object_mut().expect("a position");
+        assert_eq!(state["offset"] != 0, within);
+        state.remove("row_order").expect("it is said");
+        checkpoint.save(&file).expect("saved");
+        let resumed = train::resume(&run, &mut train::Silent, &AtomicBool::new(false));
+        match (resumed, within) {
+            (Ok(outcome), false) => assert_eq!(outcome.done.step, 60),
+            (Err(Error::Checkpoint { problem, .. }), true) => {
+                assert!(problem.contains("within an epoch"), "{problem}");
+            }
+            (other, _) => panic!("after {steps} steps: {other:?}"),
+        }
+    }
+}

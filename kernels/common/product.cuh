@@ -22,9 +22,9 @@ struct Gemm {
 /// The side of k that is in shared memory at once, by the tile and the size of an element.
 template <u32 TILE, u32 SIZE>
 constexpr u32 DEPTH_OF = TILE == 32 ? 64 : TILE == 128 && SIZE == 4 ? 16 : 32;
-/// Elements of one operand in a stage, padding included. `src/ops/matmul/cuda.rs` counts the same.
-template <u32 TILE, u32 DEPTH>
-constexpr u32 PART_OF = TILE > DEPTH ? TILE * (DEPTH + 8) : DEPTH * (TILE + 8);
+/// Elements of one operand in a stage, padding included. `src/ops/matmul/cuda.rs` counts the same for f32.
+template <u32 TILE, u32 DEPTH, u32 SIZE>
+constexpr u32 PART_OF = TILE > DEPTH || SIZE == 4 ? TILE * (DEPTH + 8) : DEPTH * (TILE + 8);
 
 /// An operand's part of the ring: TILE places of m or n by DEPTH of k, in shared memory as it lies in global memory, with
 /// PAD elements between its rows. Copies are asynchronous, of 16 bytes where all rows begin at multiples of 16.
@@ -33,7 +33,7 @@ struct Operand {
     static constexpr u32 ROWS = K_ALONG ? TILE : DEPTH, COLUMNS = K_ALONG ? DEPTH : TILE, STRIDE = COLUMNS + PAD;
     static constexpr u32 WIDTH = 16 / sizeof(T);
     static_assert(ROWS * COLUMNS % (THREADS * WIDTH) == 0, "each thread copies as much");
-    static_assert(ROWS * STRIDE <= PART_OF<TILE, DEPTH>, "there is room");
+    static_assert(ROWS * STRIDE <= PART_OF<TILE, DEPTH, sizeof(T)>, "there is room");
     const T* data;
     u32 stride, first, end, k_end;
     bool aligned;
@@ -131,7 +131,7 @@ struct Step {
 template <class Engine, class Output>
 DEVICE void gemm(const Gemm& g, Output output) {
     using T = typename Engine::Type;
-    constexpr u32 TILE = Engine::TILE, DEPTH = Engine::DEPTH, PART = PART_OF<TILE, DEPTH>;
+    constexpr u32 TILE = Engine::TILE, DEPTH = Engine::DEPTH, PART = PART_OF<TILE, DEPTH, sizeof(T)>;
     DYNAMIC_SHARED(T, ring);
     Tile tile = tile_of<TILE>(g);
     if (!Output::SEVERAL) tile.batch = tile.split = 0;

@@ -1,10 +1,8 @@
 //! Files to data sets: IDX, CSV and the embedded digits.
 //!
 //! A [`Dataset`] is checked once, where it is made: every value is finite, every label names a
-//! class. Training copies it into device memory once and gathers batches there, so nothing here
-//! runs between two steps except [`order_into`], which writes the row order of the next epoch.
-//!
-//! This room imports only [`crate::error`].
+//! class. Training copies it into device memory once, makes the order of each epoch there and gathers
+//! batches there, so nothing here runs between two steps. [`order()`] gives the same order on the host.
 
 pub mod csv;
 mod dataset;

@@ -25,6 +25,8 @@ pub struct Control {
     values: Vec<u64>,
     /// Name and kind: slots of different kinds may have the same name.
     names: Vec<(String, Kind)>,
+    /// Values of slots in replays that are to have no effect.
+    halted: Vec<(usize, u64)>,
 }
 
 #[cfg(feature = "cuda")]
@@ -66,6 +68,22 @@ impl Control {
         &self.values
     }
 
+    /// The values of a replay that is to have no effect.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn halted_values(&self) -> Vec<u64> {
+        let mut values = self.values.clone();
+        for &(slot, value) in &self.halted {
+            values[slot] = value;
+        }
+        values
+    }
+
+    /// Name of the slot with that number.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn name(&self, slot: usize) -> &str {
+        &self.names[slot].0
+    }
+
     /// The f32 slot of that name; made with `initial` if it is new.
     pub fn f32_slot(&mut self, name: &str, initial: f32) -> F32Slot {
         F32Slot(self.slot(name, Kind::F32, u64::from(initial.to_bits())))
@@ -91,6 +109,14 @@ impl Control {
     /// Sets an f32 slot for the replays to come.
     pub fn set_f32(&mut self, slot: F32Slot, value: f32) {
         self.values[slot.0] = u64::from(value.to_bits());
+    }
+
+    /// States the value that a slot takes, on a device that is given several replays at once, in those
+    /// that follow one whose result is not finite ([`crate::Tape::stop_on`]): one with which they change
+    /// nothing that outlives them. A processor does not run them.
+    pub fn set_u64_halted(&mut self, slot: U64Slot, value: u64) {
+        self.halted.retain(|&(other, _)| other != slot.0);
+        self.halted.push((slot.0, value));
     }
 
     /// Sets a u64 slot for the replays to come.

@@ -11,6 +11,15 @@ use crate::error::Result;
 use std::fmt;
 use std::sync::Arc;
 
+/// What of a GPU its kernels are chosen by. Without one all is zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Compute capability: (9, 0). Which kernels run, and so the bits of results, may follow from it.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors: how many blocks share the work may follow from it, but no bits of results.
+    pub multiprocessors: usize,
+}
+
 /// A device: cheap to clone, all clones are the same one.
 #[derive(Clone)]
 #[non_exhaustive]

@@ -191,9 +191,9 @@ impl Parameters {
     /// # Errors
     /// As [`Parameters::bind`].
     pub fn bind_in(self, precision: Precision, store: &mut Store, seed: u64) -> Result<Bound> {
-        let weights = store.allocate("weights", DType::F32, self.len);
+        let weights = store.try_allocate("weights", DType::F32, self.len)?;
         store.write_with(weights, |values| self.fill(values, seed))?;
-        let gradients = store.allocate("gradients", DType::F32, self.len);
+        let gradients = store.try_allocate("gradients", DType::F32, self.len)?;
         let counter = store.control_mut().u64_slot("random counter", 0);
         let packed = self.packing(store.device(), precision).map(|packed| {
             let packed = Arc::new(packed);

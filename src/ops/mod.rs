@@ -6,6 +6,8 @@
 pub mod case;
 mod layout;
 pub mod operation;
+#[cfg(feature = "cuda")]
+mod places;
 mod segments;
 
 pub use case::{Case, CaseInput, Entry, Fill, Tolerance};
@@ -46,6 +48,7 @@ operations! {
     matmul,
     mse,
     pad,
+    permutation,
     product_update,
     reduce,
     reshape,
@@ -81,6 +84,7 @@ pub use log_softmax::log_softmax;
 pub use matmul::{matmul, matmul_in};
 pub use mse::mse;
 pub use pad::pad;
+pub use permutation::permutation;
 pub use product_update::product_update;
 pub use reduce::{max, mean, mean_all, sum, sum_all, sum_to};
 pub use reshape::reshape;

@@ -1,9 +1,9 @@
 //! The contract of an operation, for the crate's own and for those of its users.
 
-use crate::device::Control;
 use crate::device::cpu::{Isa, Launch};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::Launches;
+use crate::device::{Control, Target};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 use std::any::Any;
@@ -61,7 +61,7 @@ pub fn push_one(tape: &mut dyn Recorder, op: impl Operation, inputs: &[Var]) -> 
     Ok(outputs[0])
 }
 
-/// Types of a node's tensors and the instruction set: what a kernel is chosen by.
+/// Types of a node's tensors, and the instruction set or GPU: what a kernel is chosen by.
 #[derive(Clone, Copy)]
 pub struct Site<'a> {
     /// Types of the inputs.
@@ -71,8 +71,10 @@ pub struct Site<'a> {
     /// Which outputs anybody reads; a kernel need not compute the others, and
     /// [`crate::device::cpu::Chunk::output`] gives an empty slice for them.
     pub used: &'a [bool],
-    /// Instruction set of the kernels.
+    /// Instruction set of the CPU's kernels.
     pub isa: Isa,
+    /// The GPU that kernels of [`Operation::cuda`] are for.
+    pub target: Target,
 }
 
 /// Work that an operation cannot avoid.

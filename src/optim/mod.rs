@@ -12,7 +12,6 @@ pub use crate::ops::update::{Decay, Rule, Segment};
 pub use config::OptimizerConfig;
 pub use schedule::{Anneal, CycleMode, Position, Schedule};
 
-use crate::device::cpu::touch;
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};
 use crate::gemm::{PackedWeight, PackedWeights, Precision, may_split};
@@ -67,11 +66,9 @@ impl Optimizer {
         let moments = names[..rule.moments()]
             .iter()
             .map(|&name| {
-                let region = store.allocate(name, DType::F32, flat_len);
+                let region = store.try_allocate(name, DType::F32, flat_len)?;
                 // The first step reads them before it writes them.
-                store.write_with(region, |moments: &mut [f32]| {
-                    touch(bytemuck::cast_slice_mut(moments))
-                })?;
+                store.touch(region)?;
                 Ok((name, region))
             })
             .collect::<Result<_>>()?;

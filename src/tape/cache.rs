@@ -32,6 +32,11 @@ impl<K: Eq + Hash> Cache<K> {
         })
     }
 
+    /// Whether there is a recording of that key.
+    pub fn contains(&self, key: &K) -> bool {
+        self.0.contains_key(key)
+    }
+
     /// All recordings made so far.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &Recording)> {
         self.0.iter()

@@ -1,17 +1,19 @@
-//! A tape compiled for a GPU: nodes in recorded order on one stream, as one graph.
+//! A tape compiled for a GPU: a graph in which nodes wait for those that they need, and for no others.
 
-use super::plan::{self, Block, Place};
+use super::plan::{self, Block, Life, Order, Place, Reuse, Work};
 use super::recording::{ARENA, Engine, NodeReport, NotFinite, Recording, STORE};
-use super::{Origin, Store, Tape};
+use super::{KEPT, Origin, Store, Tape};
 use crate::device::Control;
 use crate::device::cpu::Isa;
 use crate::device::cpu::program::Span;
-use crate::device::cuda::{Bound, Buffer, Cuda, Launches, Program, Range};
+use crate::device::cuda::{self, Bound, Buffer, Cuda, Kept, Launches, Program, Range};
 use crate::error::{Error, Result};
 use crate::ops::{Site, Var};
 use crate::tensor::{DType, TensorType};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+const _: () = assert!(KEPT == cuda::KEPT, "the device keeps as much as a recording");
 
 /// A recording's program and memory on a GPU.
 pub(super) struct OnCuda {
@@ -21,11 +23,12 @@ pub(super) struct OnCuda {
     constants: Buffer,
     /// Outputs of each node that somebody reads.
     outputs: Vec<Vec<Span>>,
+    stages: usize,
 }
 
 impl Tape {
-    /// Compiles what is recorded for a GPU. Each node is a stage of its own, as far as memory is
-    /// concerned.
+    /// Compiles what is recorded for a GPU. Nodes that do not need each other may run at the same time, so
+    /// tensors share memory only where all who touch the one are done before others touch the other.
     pub(super) fn compile_for_cuda(&self, device: &Arc<Cuda>, store: &Store) -> Result<Recording> {
         let (needed, used) = self.live();
         let (constants, values) = self.constants(&used);
@@ -39,6 +42,7 @@ impl Tape {
             launches: Launches,
         }
         let mut lowered: Vec<Lowered<'_>> = Vec::new();
+        let (mut work, mut candidates) = (Vec::new(), Vec::new());
         let mut reports = Vec::new();
         for (index, node) in self.nodes.iter().enumerate().filter(|&(index, _)| needed[index]) {
             let types = |vars: &[Var]| -> Vec<TensorType> {
@@ -52,7 +56,8 @@ impl Tape {
                 node.outputs.iter().map(|output| used[output.index as usize]).collect();
             // The instruction set is of no concern to its kernels.
             let isa = Isa::Portable;
-            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa };
+            let target = device.target();
+            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa, target };
             let listed = |types: &[TensorType]| {
                 types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             };
@@ -74,39 +79,57 @@ impl Tape {
                 chunks: vec![1; launches.tasks().len()],
                 outputs,
             });
+            candidates.extend(self.reuses(node, lowered.len(), &used));
+            let accesses = self.accesses(node, &used, &constants);
+            let chunks = vec![1; launches.tasks().len()];
+            work.push(Work { accesses, chunks, nanoseconds: 0.0 });
             lowered.push(Lowered { node, label, launches });
         }
         let last = lowered.len().saturating_sub(1);
+        let order = Order::new(&work);
 
-        // Memory: roots in the arena with their lives in nodes, then scratch of each node.
+        // Outputs that take the memory of an input: its tensor stands for both.
+        let candidates: Vec<Reuse> = candidates.into_iter().map(|(_, reuse)| reuse).collect();
+        let mut stands_for: HashMap<u32, u32> = HashMap::new();
+        for Reuse { output, input, .. } in
+            plan::reuse(&work, |a, b| order.precedes(a, b), &candidates)
+        {
+            let root = stands_for.get(&input).copied().unwrap_or(input);
+            stands_for.insert(output, root);
+        }
+        let memory_of = |root: u32| stands_for.get(&root).copied().unwrap_or(root);
+
+        // Memory: roots in the arena with those who touch them, then scratch of each node.
         let mut numbers: HashMap<u32, usize> = HashMap::new();
         let mut blocks: Vec<Block> = Vec::new();
+        let mut lives: Vec<Life> = Vec::new();
         let mut written = Vec::new();
         for (index, tensor) in self.tensors.iter().enumerate() {
             if matches!(tensor.origin, Origin::Input) {
                 numbers.insert(index as u32, blocks.len());
                 let bytes = tensor.tensor_type.bytes();
                 blocks.push(Block { bytes, alive: (0, last) });
+                lives.push(Life { users: Vec::new(), beyond: true });
             }
         }
-        for (number, Lowered { node, .. }) in lowered.iter().enumerate() {
-            let inputs = node.inputs.iter().map(|&var| (var, false));
-            let outputs = node.outputs.iter().map(|&var| (var, true));
-            for (var, write) in inputs.chain(outputs) {
-                if write && !used[var.index as usize] {
-                    continue;
-                }
-                match self.place_of(var, &constants).0 {
+        for (number, this) in work.iter().enumerate() {
+            for access in &this.accesses {
+                match access.place {
                     Place::Arena(root) => {
+                        let root = memory_of(root);
                         let block = *numbers.entry(root).or_insert_with(|| {
                             let bytes = self.tensors[root as usize].tensor_type.bytes();
                             blocks.push(Block { bytes, alive: (number, number) });
+                            lives.push(Life::default());
                             blocks.len() - 1
                         });
                         let alive = &mut blocks[block].alive;
                         alive.1 = alive.1.max(number);
+                        lives[block].users.push(number);
                     }
-                    Place::Region(region) if write => written.extend(region.checked_sub(STORE)),
+                    Place::Region(region) if access.write => {
+                        written.extend(region.checked_sub(STORE));
+                    }
                     Place::Region(_) => {}
                 }
             }
@@ -116,16 +139,19 @@ impl Tape {
         for (index, _) in self.tensors.iter().enumerate().filter(|(_, t)| t.is_output) {
             let var = Var { index: index as u32, tape: self.id };
             if let (Place::Arena(root), _) = self.place_of(var, &constants)
-                && let Some(&block) = numbers.get(&root)
+                && let Some(&block) = numbers.get(&memory_of(root))
             {
                 blocks[block].alive.1 = last;
+                lives[block].beyond = true;
             }
         }
         let first_scratch = blocks.len();
         for (number, Lowered { launches, .. }) in lowered.iter().enumerate() {
             blocks.push(Block { bytes: launches.scratch_bytes(), alive: (number, number) });
+            lives.push(Life { users: vec![number], beyond: false });
         }
-        let (offsets, mut memory) = plan::lay_out(&blocks);
+        let (offsets, mut memory) =
+            plan::lay_out_apart(&blocks, |i, j| lives[i].apart(&lives[j], &order));
         memory.constant_bytes = values.len();
         let arena = Buffer::zeroed(device, "a recording", memory.arena_bytes)?;
 
@@ -134,7 +160,8 @@ impl Tape {
             let TensorType { shape, dtype } = &self.tensor(var).tensor_type;
             let (region, offset) = match place {
                 Place::Arena(root) => {
-                    (ARENA, numbers.get(&root).map_or(0, |&block| offsets[block]) + start)
+                    let block = numbers.get(&memory_of(root));
+                    (ARENA, block.map_or(0, |&block| offsets[block]) + start)
                 }
                 Place::Region(region) => (region, start),
             };
@@ -162,13 +189,24 @@ impl Tape {
                 inputs: node.inputs.iter().map(|&var| range_of(var)).collect(),
                 outputs: node.outputs.iter().map(|var| read(var).then(|| range_of(*var))).collect(),
                 scratch,
+                after: order.after[number].clone(),
             });
         }
+        let kept = self.kept_spans(span_of)?;
+        let floats = kept.iter().flat_map(|&(span, stops)| {
+            (0..span.len).map(move |i| {
+                let offset = span.offset + i * 4;
+                Kept { range: Range { block: span.region, offset, bytes: 4 }, stops }
+            })
+        });
+        let floats: Vec<Kept> = floats.collect();
         let ports = self.ports(span_of);
         let buffers: Vec<&Buffer> =
             [&arena, &constant_memory].into_iter().chain(store.buffers()).collect();
-        let program = Program::new(device, bound, &buffers, store.control())?;
-        let engine = OnCuda { program, arena, constants: constant_memory, outputs };
+        let Some(feed) = &store.feed else { unreachable!("a store of a GPU that has not failed") };
+        let program = Program::new(device, bound, &buffers, &floats, feed, store.control())?;
+        let stages = order.longest();
+        let engine = OnCuda { program, arena, constants: constant_memory, outputs, stages };
         Ok(Recording {
             store: self.store,
             engine: Engine::Cuda(Box::new(engine)),
@@ -176,6 +214,8 @@ impl Tape {
             reports,
             memory,
             written,
+            inputs: self.live_inputs(&used),
+            kept,
         })
     }
 }
@@ -192,17 +232,53 @@ impl OnCuda {
         self.program.read(memory, span.offset, bytes)
     }
 
-    pub(super) fn replay(&mut self, control: &Control) -> Result<()> {
-        self.program.replay(control)
+    pub(super) fn replay(&mut self, store: &mut Store) -> Result<()> {
+        upload_one(store)?;
+        self.program.launch(1)
+    }
+
+    /// Gives steps to the device, as many at a time as it can be told of.
+    pub(super) fn enqueue(
+        &mut self,
+        store: &mut Store,
+        steps: usize,
+        set: &mut dyn FnMut(usize, &mut Control),
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < steps {
+            let (feed, control, _) = store.feed_parts()?;
+            if feed.room(control) == 0 && feed.pending() > 0 {
+                store.fetch_kept()?;
+            }
+            let (feed, control, series) = store.feed_parts()?;
+            // At least one: with too many slots for that, the upload says so.
+            let count = (steps - done).min(feed.room(control).max(1));
+            series.rows.clear();
+            for step in done..done + count {
+                set(step, control);
+                series.rows.extend(control.values());
+            }
+            feed.upload(control, count, &series.rows, !series.open, true)?;
+            series.open = true;
+            self.program.launch(count)?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Nodes of the longest chain.
+    pub(super) fn stages(&self) -> usize {
+        self.stages
     }
 
     /// Node after node, with the nanoseconds of each; these include the way there and back.
     pub(super) fn replay_timed(
         &mut self,
-        control: &Control,
+        store: &mut Store,
         mut each: impl FnMut(usize, u64),
     ) -> Result<()> {
-        self.program.replay_by_node(control, |node, time| {
+        upload_one(store)?;
+        self.program.replay_by_node(|node, time| {
             each(node, time.as_nanos() as u64);
             Ok(())
         })
@@ -211,14 +287,15 @@ impl OnCuda {
     /// Node after node, with the first result that is not finite.
     pub(super) fn replay_checked(
         &mut self,
-        store: &Store,
+        store: &mut Store,
         reports: &[NodeReport],
     ) -> Result<Option<NotFinite>> {
-        let OnCuda { program, arena, constants, outputs } = self;
+        upload_one(store)?;
+        let OnCuda { program, arena, constants, outputs, .. } = self;
         let buffers: Vec<&Buffer> =
             [&*arena, &*constants].into_iter().chain(store.buffers()).collect();
         let mut first = None;
-        program.replay_by_node(store.control(), |node, _| {
+        program.replay_by_node(|node, _| {
             for span in outputs[node].iter().filter(|span| span.dtype == DType::F32) {
                 if first.is_some() {
                     return Ok(());
@@ -236,4 +313,10 @@ impl OnCuda {
         })?;
         Ok(first)
     }
+}
+
+/// Tells the device of one step, of which nothing is kept.
+fn upload_one(store: &mut Store) -> Result<()> {
+    let (feed, control, _) = store.feed_parts()?;
+    feed.upload(control, 1, control.values(), true, false)
 }

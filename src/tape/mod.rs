@@ -28,11 +28,13 @@ mod naive;
 mod oracle;
 mod plan;
 mod recording;
+mod series;
 mod store;
 
 pub use cache::Cache;
 pub use plan::MemoryPlan;
 pub use recording::{NodeReport, NotFinite, Recording};
+pub use series::KEPT;
 pub use store::{Region, Store};
 
 use crate::error::{Error, Result};
@@ -92,6 +94,8 @@ pub struct Tape {
     tensors: Vec<Tensor>,
     nodes: Vec<Node>,
     scopes: Vec<String>,
+    /// Tensors that steps keep, and whether one that is not finite stops those that follow.
+    kept: Vec<(Var, bool)>,
 }
 
 impl Tape {
@@ -105,6 +109,7 @@ impl Tape {
             tensors: Vec::new(),
             nodes: Vec::new(),
             scopes: Vec::new(),
+            kept: Vec::new(),
         }
     }
 
@@ -215,6 +220,41 @@ impl Tape {
     pub fn output(&mut self, var: Var) -> Result<()> {
         self.readable(var, "output")?;
         self.tensor_mut(var).is_output = true;
+        Ok(())
+    }
+
+    /// Keeps the value of every replay of a series ([`Recording::enqueue`]) for [`Store::collect`]: up to
+    /// [`KEPT`] f32 in all, which come in the order of these calls.
+    ///
+    /// # Errors
+    /// As [`Tape::output`]; or it is not f32, or more than fits.
+    pub fn keep(&mut self, var: Var) -> Result<()> {
+        self.keep_as(var, false)
+    }
+
+    /// As [`Tape::keep`], and where the value is not finite, the replays of the series that follow are not
+    /// run, or change nothing that outlives them ([`Control::set_u64_halted`](crate::device::Control));
+    /// what they keep is NaN.
+    ///
+    /// # Errors
+    /// As [`Tape::keep`].
+    pub fn stop_on(&mut self, var: Var) -> Result<()> {
+        self.keep_as(var, true)
+    }
+
+    fn keep_as(&mut self, var: Var, stops: bool) -> Result<()> {
+        self.output(var)?;
+        let elements = |var: Var| self.tensor(var).tensor_type.elements();
+        let count: usize = self.kept.iter().map(|&(var, _)| elements(var)).sum();
+        let found = &self.tensor(var).tensor_type;
+        if found.dtype != DType::F32 || count + elements(var) > KEPT {
+            let problem = format!(
+                "'{}' {found} cannot be kept of every step: {KEPT} f32 can, {count} are",
+                self.name(var)
+            );
+            return Err(Error::operation("keep", problem));
+        }
+        self.kept.push((var, stops));
         Ok(())
     }
 

@@ -57,7 +57,7 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// Whether node `a` is over before node `b` begins, in a replay and in recorded order.
-    fn precedes(&self, a: usize, b: usize) -> bool {
+    pub(super) fn precedes(&self, a: usize, b: usize) -> bool {
         let (end, start) = (self.spans[a].1, self.spans[b].0);
         a < b && (end < start || (end == start && self.items[a].1 == self.items[b].0))
     }
@@ -72,8 +72,12 @@ pub(super) struct Reuse {
 }
 
 /// Those of the candidates that lose nothing: all others who touch the input's memory are over when
-/// the node begins. The order of the nodes stays as it is.
-pub(super) fn reuse(work: &[Work], schedule: &Schedule, candidates: &[Reuse]) -> Vec<Reuse> {
+/// the node begins, as `precedes(other, node)` has it. The order of the nodes stays as it is.
+pub(super) fn reuse(
+    work: &[Work],
+    precedes: impl Fn(usize, usize) -> bool,
+    candidates: &[Reuse],
+) -> Vec<Reuse> {
     let mut users: HashMap<u32, Vec<usize>> = HashMap::new();
     for (node, this) in work.iter().enumerate() {
         for access in &this.accesses {
@@ -90,7 +94,7 @@ pub(super) fn reuse(work: &[Work], schedule: &Schedule, candidates: &[Reuse]) ->
         let users = users.get(&input).map_or(&[][..], |users| users);
         let own = users.iter().filter(|&&user| user == node).count() == 1;
         let runs = |node: usize| !work[node].chunks.is_empty();
-        let over = |&user: &usize| user == node || !runs(user) || schedule.precedes(user, node);
+        let over = |&user: &usize| user == node || !runs(user) || precedes(user, node);
         if runs(node) && own && users.iter().all(over) && taken.iter().all(once) {
             taken.push(candidate);
         }
@@ -98,20 +102,18 @@ pub(super) fn reuse(work: &[Work], schedule: &Schedule, candidates: &[Reuse]) ->
     taken
 }
 
-/// Orders nodes into stages.
-pub(super) fn schedule(work: &[Work]) -> Schedule {
-    let mut stages: Vec<Vec<Vec<Step>>> = Vec::new();
-    let mut spans = vec![(0, 0); work.len()];
-    let mut first_and_last = vec![(0, 0); work.len()];
-    // Stage and item of the last phase of each node.
-    let mut last: Vec<(usize, usize)> = vec![(0, 0); work.len()];
+/// For each node the earlier ones that it must wait for: those that wrote what it touches, or touched
+/// what it writes. Not those whose bytes another one has written over since, which that one waits for.
+fn dependencies(work: &[Work]) -> Vec<Vec<usize>> {
+    let mut all = Vec::with_capacity(work.len());
     let mut history: HashMap<Place, Vec<(usize, Access)>> = HashMap::new();
     for (node, this) in work.iter().enumerate() {
+        let mut predecessors: Vec<usize> = Vec::new();
         if this.chunks.is_empty() {
             // It touches nothing: it must not stand in for those that touched the bytes before.
+            all.push(predecessors);
             continue;
         }
-        let mut predecessors: Vec<usize> = Vec::new();
         for access in &this.accesses {
             for (earlier, other) in history.get(&access.place).into_iter().flatten() {
                 let overlap = access.start < other.end && other.start < access.end;
@@ -128,6 +130,83 @@ pub(super) fn schedule(work: &[Work]) -> Schedule {
             }
             list.push((node, *access));
         }
+        all.push(predecessors);
+    }
+    all
+}
+
+/// Which node comes before which, where nodes wait for what they need and for nothing else.
+pub(super) struct Order {
+    /// For each node those that it waits for, without those that these wait for themselves.
+    pub after: Vec<Vec<usize>>,
+    /// For each node a bit for each of those that are over when it begins.
+    before: Vec<Vec<u64>>,
+}
+
+impl Order {
+    pub(super) fn new(work: &[Work]) -> Order {
+        let words = work.len().div_ceil(64);
+        let (mut after, mut before) = (Vec::new(), Vec::<Vec<u64>>::new());
+        for mut predecessors in dependencies(work) {
+            // The latest first: what it waits for need not be waited for twice.
+            predecessors.sort_unstable_by(|a, b| b.cmp(a));
+            predecessors.dedup();
+            let (mut needed, mut over) = (Vec::new(), vec![0u64; words]);
+            for node in predecessors {
+                if over[node / 64] >> (node % 64) & 1 == 0 {
+                    needed.push(node);
+                    over.iter_mut().zip(&before[node]).for_each(|(over, before)| *over |= before);
+                    over[node / 64] |= 1 << (node % 64);
+                }
+            }
+            after.push(needed);
+            before.push(over);
+        }
+        Order { after, before }
+    }
+
+    /// Whether node `a` is over when node `b` begins.
+    pub(super) fn precedes(&self, a: usize, b: usize) -> bool {
+        self.before[b][a / 64] >> (a % 64) & 1 == 1
+    }
+
+    /// Nodes of the longest chain of those that wait for each other.
+    pub(super) fn longest(&self) -> usize {
+        let mut lengths: Vec<usize> = Vec::new();
+        for after in &self.after {
+            lengths.push(1 + after.iter().map(|&node| lengths[node]).max().unwrap_or(0));
+        }
+        lengths.into_iter().max().unwrap_or(0)
+    }
+}
+
+/// Who touches a block of the arena, for an order that is not one of stages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Life {
+    /// Nodes that touch it.
+    pub users: Vec<usize>,
+    /// Whether it is written before the first node begins, or read after the last one is over.
+    pub beyond: bool,
+}
+
+impl Life {
+    /// Whether nobody touches the one before all who touch the other are done.
+    pub(super) fn apart(&self, other: &Life, order: &Order) -> bool {
+        let before = |a: &Life, b: &Life| {
+            a.users.iter().all(|&user| b.users.iter().all(|&next| order.precedes(user, next)))
+        };
+        !self.beyond && !other.beyond && (before(self, other) || before(other, self))
+    }
+}
+
+/// Orders nodes into stages.
+pub(super) fn schedule(work: &[Work]) -> Schedule {
+    let mut stages: Vec<Vec<Vec<Step>>> = Vec::new();
+    let mut spans = vec![(0, 0); work.len()];
+    let mut first_and_last = vec![(0, 0); work.len()];
+    // Stage and item of the last phase of each node.
+    let mut last: Vec<(usize, usize)> = vec![(0, 0); work.len()];
+    for (node, (this, predecessors)) in work.iter().zip(dependencies(work)).enumerate() {
         let mut before: Option<usize> = None;
         let mut items: Vec<usize> = Vec::new();
         for &earlier in &predecessors {
@@ -202,9 +281,21 @@ pub struct MemoryPlan {
     pub constant_bytes: usize,
 }
 
-/// Gives each block an offset such that blocks alive in one stage do not overlap: largest first,
-/// each at the lowest place that is free for its whole life.
+/// Gives each block an offset such that blocks alive in one stage do not overlap.
 pub(super) fn lay_out(blocks: &[Block]) -> (Vec<usize>, MemoryPlan) {
+    let apart = |i: usize, j: usize| {
+        let (a, b) = (blocks[i].alive, blocks[j].alive);
+        b.0 > a.1 || a.0 > b.1
+    };
+    lay_out_apart(blocks, apart)
+}
+
+/// Gives each block an offset such that blocks overlap only where `apart` says that they may: largest
+/// first, each at the lowest place that is free for its whole life.
+pub(super) fn lay_out_apart(
+    blocks: &[Block],
+    apart: impl Fn(usize, usize) -> bool,
+) -> (Vec<usize>, MemoryPlan) {
     let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
     let mut order: Vec<usize> = (0..blocks.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].alive.0, i));
@@ -218,7 +309,7 @@ pub(super) fn lay_out(blocks: &[Block]) -> (Vec<usize>, MemoryPlan) {
         }
         let mut neighbours: Vec<(usize, usize)> = placed
             .iter()
-            .filter(|&&j| blocks[j].alive.0 <= block.alive.1 && block.alive.0 <= blocks[j].alive.1)
+            .filter(|&&j| !apart(i, j))
             .map(|&j| (offsets[j], offsets[j] + padded(blocks[j].bytes)))
             .collect();
         neighbours.sort_unstable();
@@ -300,6 +391,32 @@ mod tests {
         assert_eq!(schedule(&nodes).spans[2], (1, 1));
     }
 
+    #[test]
+    fn an_order_says_what_must_be_waited_for_and_no_more() {
+        // A chain 0, 1, 2 with a branch 3 off 0, and 4 that joins; 5 writes over what 0 wrote.
+        let nodes = [
+            work(&[1], 0.0, &[], &[0]),
+            work(&[1], 0.0, &[0], &[1]),
+            work(&[1], 0.0, &[0, 1], &[2]),
+            work(&[1], 0.0, &[0], &[3]),
+            work(&[1], 0.0, &[2, 3, 1], &[4]),
+            work(&[1], 0.0, &[], &[0]),
+        ];
+        let order = Order::new(&nodes);
+        let after: [&[usize]; 6] = [&[], &[0], &[1], &[0], &[3, 2], &[3, 2]];
+        assert_eq!(order.after, after);
+        assert!(order.precedes(0, 4) && order.precedes(1, 4) && !order.precedes(2, 3));
+        assert!(!order.precedes(3, 2) && !order.precedes(4, 5) && !order.precedes(0, 0));
+        assert_eq!(order.longest(), 4);
+        let life = |users: &[usize]| Life { users: users.to_vec(), beyond: false };
+        // On the branch and beside it; on the chain; read by the host.
+        assert!(!life(&[2]).apart(&life(&[3]), &order));
+        assert!(!life(&[0, 3]).apart(&life(&[2]), &order));
+        assert!(life(&[0, 1]).apart(&life(&[2, 4]), &order));
+        assert!(life(&[4]).apart(&life(&[1, 3]), &order));
+        assert!(!life(&[0]).apart(&Life { users: vec![4], beyond: true }, &order));
+    }
+
     /// Position of each phase: stage, item, place in the item.
     fn positions(schedule: &Schedule) -> HashMap<(usize, usize), (usize, usize, usize)> {
         let mut positions = HashMap::new();
@@ -322,7 +439,10 @@ mod tests {
                 work(chunks, 1e5, &[0], &[1]),
                 work(chunks, 1e5, second, &[2]),
             ];
-            reuse(&nodes, &schedule(&nodes), &candidates)
+            {
+                let schedule = schedule(&nodes);
+                reuse(&nodes, |a, b| schedule.precedes(a, b), &candidates)
+            }
         };
         // Both read 0 in one stage; then the second one waits for the first; then it does not read it.
         assert_eq!(chain(&[0], &[8]), []);
@@ -366,7 +486,7 @@ mod tests {
                     })
                 })
                 .collect();
-            let taken = reuse(&nodes, &schedule, &candidates);
+            let taken = reuse(&nodes, |a, b| schedule.precedes(a, b), &candidates);
             let at = positions(&schedule);
             let mut outputs = Vec::new();
             for Reuse { node, output, input } in taken {

@@ -3,11 +3,11 @@
 use super::naive::naive_launch;
 use super::plan::{self, Access, Block, MemoryPlan, Place, Reuse, Work};
 use super::{Origin, Region, Store, Tape};
-use crate::device::Device;
 use crate::device::cpu::launch::Launch;
 use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
 use crate::device::cpu::trace::UnitTime;
 use crate::device::cpu::{Cpu, Memory, Trial};
+use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::ops::{Cost, Site, Var};
 use crate::tensor::{DType, Element, TensorType};
@@ -73,6 +73,20 @@ pub(super) struct OnCpu {
     constants: Memory,
 }
 
+impl OnCpu {
+    pub(super) fn replay(&mut self, store: &mut Store) {
+        let (regions, control) = store.parts();
+        let own = [&mut self.arena, &mut self.constants];
+        self.program.replay(self.device.team(), own.into_iter().chain(regions), control);
+    }
+
+    /// The elements of a tensor that does not lie in the store.
+    pub(super) fn elements<T: Element>(&self, span: Span) -> &[T] {
+        let memory = if span.region == ARENA { &self.arena } else { &self.constants };
+        memory.elements(span.offset, span.len)
+    }
+}
+
 /// A recorded step, compiled for a device: replaying it allocates nothing.
 pub struct Recording {
     pub(super) store: u64,
@@ -82,6 +96,10 @@ pub struct Recording {
     pub(super) memory: MemoryPlan,
     /// Regions of the store that a replay writes.
     pub(super) written: Vec<usize>,
+    /// Inputs that nodes read, by name: the host writes them.
+    pub(super) inputs: Vec<String>,
+    /// What each replay of a series keeps, and whether one that is not finite stops the series.
+    pub(super) kept: Vec<(Span, bool)>,
 }
 
 impl Tape {
@@ -192,6 +210,41 @@ impl Tape {
         (constants, memory)
     }
 
+    /// What a node reads and writes.
+    pub(super) fn accesses(
+        &self,
+        node: &super::Node,
+        used: &[bool],
+        constants: &HashMap<Var, usize>,
+    ) -> Vec<Access> {
+        let inputs = node.inputs.iter().map(|&var| (var, false));
+        let outputs = node.outputs.iter().map(|&var| (var, true));
+        let touched =
+            inputs.chain(outputs).filter(|&(var, write)| !write || used[var.index as usize]);
+        touched
+            .map(|(var, write)| {
+                let (place, start) = self.place_of(var, constants);
+                let end = start + self.tensor(var).tensor_type.bytes();
+                Access { place, start, end, write }
+            })
+            .collect()
+    }
+
+    /// The reuses of memory that a node offers and that its tensors allow: pairs of output and input.
+    pub(super) fn reuses(
+        &self,
+        node: &super::Node,
+        number: usize,
+        used: &[bool],
+    ) -> Vec<((usize, usize), Reuse)> {
+        let pairs = node.op.may_reuse().into_iter().filter_map(|(output, input)| {
+            let (output_root, input_root) =
+                self.reusable(node.outputs[output], node.inputs[input], used)?;
+            Some(((output, input), Reuse { node: number, output: output_root, input: input_root }))
+        });
+        pairs.collect()
+    }
+
     fn compile_for_cpu(&self, cpu: Arc<Cpu>) -> Result<Recording> {
         let (needed, used) = self.live();
         let (constants, constant_memory) = self.constants(&used);
@@ -218,33 +271,15 @@ impl Tape {
             }
             let output_used: Vec<bool> =
                 node.outputs.iter().map(|output| used[output.index as usize]).collect();
-            let site =
-                Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa: cpu.isa() };
+            let (isa, target) = (cpu.isa(), Target::default());
+            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa, target };
             let cost = node.op.cost(&site);
             let kernel = node.op.cpu(&site);
             if kernel.is_some() {
-                for (output, input) in node.op.may_reuse() {
-                    let pair = self.reusable(node.outputs[output], node.inputs[input], &used);
-                    if let Some((output_root, input_root)) = pair {
-                        let number = lowered.len();
-                        candidates.push((
-                            (output, input),
-                            Reuse { node: number, output: output_root, input: input_root },
-                        ));
-                    }
-                }
+                candidates.extend(self.reuses(node, lowered.len(), &used));
             }
             let launch = kernel.unwrap_or_else(|| naive_launch(Arc::clone(&node.op), &site));
-            let mut accesses = Vec::new();
-            for (&var, write) in
-                node.inputs.iter().map(|v| (v, false)).chain(node.outputs.iter().map(|v| (v, true)))
-            {
-                if !write || used[var.index as usize] {
-                    let (place, start) = self.place_of(var, &constants);
-                    let end = start + self.tensor(var).tensor_type.bytes();
-                    accesses.push(Access { place, start, end, write });
-                }
-            }
+            let accesses = self.accesses(node, &used, &constants);
             let chunks: Vec<usize> = launch.chunks().collect();
             // Of the order of what one thread does; only used to tell small nodes from large ones.
             let nanoseconds = (cost.flops / 40.0).max(cost.bytes / 20.0);
@@ -270,7 +305,7 @@ impl Tape {
 
         // Outputs that take the memory of an input: its tensor stands for both.
         let (pairs, candidates): (Vec<_>, Vec<Reuse>) = candidates.into_iter().unzip();
-        let taken = plan::reuse(&work, &schedule, &candidates);
+        let taken = plan::reuse(&work, |a, b| schedule.precedes(a, b), &candidates);
         let mut stands_for: HashMap<u32, u32> = HashMap::new();
         for (pair, candidate) in pairs.into_iter().zip(&candidates) {
             if taken.contains(candidate) {
@@ -376,6 +411,7 @@ impl Tape {
             })
             .collect();
         let ports = self.ports(|var| span_of(var, false));
+        let kept = self.kept_spans(|var| span_of(var, false))?;
         let regions = STORE + self.region_bytes.len();
         let program = Program::new(nodes, &stages, regions, cpu.threads());
         let arena = Memory::zeroed(memory.arena_bytes);
@@ -391,7 +427,30 @@ impl Tape {
             reports,
             memory,
             written,
+            inputs: self.live_inputs(&used),
+            kept,
         })
+    }
+
+    /// Names of the inputs that nodes read.
+    pub(super) fn live_inputs(&self, used: &[bool]) -> Vec<String> {
+        let live = self.tensors.iter().zip(used);
+        live.filter(|(tensor, used)| **used && matches!(tensor.origin, Origin::Input))
+            .map(|(tensor, _)| tensor.name.clone())
+            .collect()
+    }
+
+    /// What each replay of a series keeps.
+    pub(super) fn kept_spans(&self, span_of: impl Fn(Var) -> Span) -> Result<Vec<(Span, bool)>> {
+        let kept = self.kept.iter().map(|&(var, stops)| {
+            let span = span_of(var);
+            if span.region >= STORE {
+                let problem = "lies in a region of the store: read it there";
+                return Err(Error::operation(format!("'{}'", self.name(var)), problem));
+            }
+            Ok((span, stops))
+        });
+        kept.collect()
     }
 
     /// What the host may write or read, and where it lies.
@@ -462,8 +521,7 @@ impl Recording {
         }
         match &self.engine {
             Engine::Cpu(cpu) => {
-                let memory = if span.region == ARENA { &cpu.arena } else { &cpu.constants };
-                values.copy_from_slice(memory.elements(span.offset, span.len));
+                values.copy_from_slice(cpu.elements(span));
                 Ok(())
             }
             #[cfg(feature = "cuda")]
@@ -483,7 +541,7 @@ impl Recording {
 
     /// Before every kind of replay: derived regions are brought up to date, and those that this
     /// recording leaves behind are noted.
-    fn begin(&self, store: &mut Store) -> Result<()> {
+    pub(super) fn begin(&self, store: &mut Store) -> Result<()> {
         self.check_store(store)?;
         store.check()?;
         store.refresh()?;
@@ -491,7 +549,7 @@ impl Recording {
         Ok(())
     }
 
-    fn check_store(&self, store: &Store) -> Result<()> {
+    pub(super) fn check_store(&self, store: &Store) -> Result<()> {
         if store.id() != self.store {
             return Err(Error::operation("replay", "the recording was made for another store"));
         }
@@ -501,18 +559,24 @@ impl Recording {
     /// Runs the recorded step once. Allocates nothing after the first call.
     ///
     /// # Errors
-    /// The store is not the one that the recording was made for.
+    /// The store is not the one that the recording was made for, or a series was begun
+    /// ([`Recording::enqueue`]) and not collected.
     pub fn replay(&mut self, store: &mut Store) -> Result<()> {
-        self.begin(store)?;
+        self.begin_alone(store)?;
         match &mut self.engine {
-            Engine::Cpu(cpu) => {
-                let (regions, control) = store.parts();
-                let own = [&mut cpu.arena, &mut cpu.constants];
-                cpu.program.replay(cpu.device.team(), own.into_iter().chain(regions), control);
-                Ok(())
-            }
+            Engine::Cpu(cpu) => cpu.replay(store),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(cuda) => cuda.replay(store.control()),
+            Engine::Cuda(cuda) => return cuda.replay(store),
+        }
+        Ok(())
+    }
+
+    /// Before a replay that is not one of a series.
+    fn begin_alone(&self, store: &mut Store) -> Result<()> {
+        self.begin(store)?;
+        match store.series.open {
+            true => Err(Error::operation("replay", "a series was begun and not collected")),
+            false => Ok(()),
         }
     }
 
@@ -522,7 +586,7 @@ impl Recording {
     /// # Errors
     /// As [`Recording::replay`]; or the device is a GPU, which says nothing of the kind.
     pub fn replay_traced(&mut self, store: &mut Store) -> Result<(Vec<UnitTime>, u64)> {
-        self.begin(store)?;
+        self.begin_alone(store)?;
         match &mut self.engine {
             Engine::Cpu(cpu) => {
                 let (regions, control) = store.parts();
@@ -546,7 +610,7 @@ impl Recording {
         store: &mut Store,
         mut each: impl FnMut(usize, u64),
     ) -> Result<()> {
-        self.begin(store)?;
+        self.begin_alone(store)?;
         match &mut self.engine {
             Engine::Cpu(cpu) => {
                 let (regions, control) = store.parts();
@@ -559,7 +623,7 @@ impl Recording {
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Engine::Cuda(cuda) => cuda.replay_timed(store.control(), each),
+            Engine::Cuda(cuda) => cuda.replay_timed(store, each),
         }
     }
 
@@ -569,7 +633,7 @@ impl Recording {
     /// # Errors
     /// As [`Recording::replay`].
     pub fn replay_checked(&mut self, store: &mut Store) -> Result<Option<NotFinite>> {
-        self.begin(store)?;
+        self.begin_alone(store)?;
         let reports = &self.reports;
         match &mut self.engine {
             Engine::Cpu(cpu) => {
@@ -624,13 +688,13 @@ impl Recording {
         }
     }
 
-    /// Stages of a replay: one more than its barriers. On a GPU, where nodes run one after another,
-    /// as many as nodes.
+    /// Stages of a replay: one more than its barriers. On a GPU nodes of the longest chain in which each
+    /// waits for the one before.
     pub fn stages(&self) -> usize {
         match &self.engine {
             Engine::Cpu(cpu) => cpu.program.stages(),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(_) => self.reports.len(),
+            Engine::Cuda(cuda) => cuda.stages(),
         }
     }
 }

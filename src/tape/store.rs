@@ -1,9 +1,10 @@
 //! Memory that outlives a recording: parameters, gradients, optimizer state, data sets; and the
 //! control block.
 
-use crate::device::cpu::Memory;
+use super::series::Series;
+use crate::device::cpu::{Memory, touch};
 #[cfg(feature = "cuda")]
-use crate::device::cuda::Buffer;
+use crate::device::cuda::{Buffer, Feed};
 use crate::device::{Control, Device};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element};
@@ -69,19 +70,56 @@ pub struct Store {
     control: Control,
     /// Why a region is not there: the device had no memory for it.
     failed: Option<String>,
+    pub(super) series: Series,
+    /// The control block on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) feed: Option<Feed>,
 }
 
 impl Store {
     /// An empty store on that device.
     pub fn new(device: &Device) -> Store {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Store {
+        #[allow(unused_mut)]
+        let mut store = Store {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             device: device.clone(),
             regions: Vec::new(),
             derived: Vec::new(),
             control: Control::new(),
             failed: None,
+            series: Series::default(),
+            #[cfg(feature = "cuda")]
+            feed: None,
+        };
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = device {
+            match Feed::new(cuda) {
+                Ok(feed) => store.feed = Some(feed),
+                Err(error) => store.failed = Some(problem_of(error)),
+            }
+        }
+        store
+    }
+
+    /// The name of a region that is derived from one of these, and not one of these.
+    #[cfg(feature = "cuda")]
+    pub(super) fn left_behind(&self, written: &[usize]) -> Option<&str> {
+        let left = |derived: &&Derived| {
+            written.contains(&derived.source) && !written.contains(&derived.target)
+        };
+        self.derived.iter().find(left).map(|derived| &*self.regions[derived.target].name)
+    }
+
+    /// What a GPU is told of steps, with what it is told.
+    #[cfg(feature = "cuda")]
+    pub(super) fn feed_parts(&mut self) -> Result<(&mut Feed, &mut Control, &mut Series)> {
+        match &mut self.feed {
+            Some(feed) => Ok((feed, &mut self.control, &mut self.series)),
+            None => {
+                let problem = self.failed.as_deref().unwrap_or("the store is not one of a GPU");
+                Err(Error::device(self.device.name(), problem))
+            }
         }
     }
 
@@ -117,7 +155,7 @@ impl Store {
     }
 
     /// A new region of `len` zeros. Where a GPU has no memory left for it, whatever is done with the
-    /// store next is an error that says so.
+    /// store next is an error that says so; [`Store::try_allocate`] says it at once.
     ///
     /// # Panics
     /// If that is more than the address space holds.
@@ -137,6 +175,37 @@ impl Store {
         };
         self.regions.push(Allocation { name: name.to_owned(), dtype, len, memory });
         Region { store: self.id, index: self.regions.len() - 1 }
+    }
+
+    /// A new region of `len` zeros.
+    ///
+    /// # Errors
+    /// The device has no memory left for it, which says how many bytes, or for a region before it.
+    ///
+    /// # Panics
+    /// If that is more than the address space holds.
+    pub fn try_allocate(&mut self, name: &str, dtype: DType, len: usize) -> Result<Region> {
+        let region = self.allocate(name, dtype, len);
+        self.check()?;
+        Ok(region)
+    }
+
+    /// Touches the pages of a new region, which holds zeros, so that a processor's first step need not.
+    /// A GPU has cleared its memory itself.
+    ///
+    /// # Errors
+    /// The region is one of another store, or there was no memory for it.
+    pub(crate) fn touch(&mut self, region: Region) -> Result<()> {
+        if region.store != self.id {
+            return Err(Error::operation("store", "the region is one of another store"));
+        }
+        self.check()?;
+        match &mut self.regions[region.index].memory {
+            Held::Host(memory) => touch(memory.bytes_mut()),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => {}
+        }
+        Ok(())
     }
 
     /// A new region that holds `values`.

@@ -16,6 +16,9 @@ use std::time::Instant;
 /// Points of the loss trace that a run keeps, at most about twice this many.
 const TRACE_POINTS: u64 = 1000;
 
+/// How long the steps may take that a device is given at once: so long after it ends a run that is to stop.
+const AT_ONCE_SECONDS: f64 = 0.004;
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -235,6 +238,8 @@ struct Runner<'a> {
     trained: (u64, f64),
     since_review: (u64, f64),
     last_review_seconds: f64,
+    /// How long a step took, when that was last seen; not the first one.
+    step_seconds: Option<f64>,
     rate: f64,
 }
 
@@ -270,6 +275,7 @@ impl<'a> Runner<'a> {
             trained: (0, 0.0),
             since_review: (0, 0.0),
             last_review_seconds: 0.0,
+            step_seconds: None,
             rate: f64::NAN,
             position,
         })
@@ -284,13 +290,15 @@ impl<'a> Runner<'a> {
 
     /// Share of the budget that is used, 0 to 1: by steps, by time, or the larger of the two.
     fn progress(&self) -> f64 {
-        let by_steps =
-            self.total_steps().map_or(0.0, |total| self.position.step as f64 / total as f64);
-        let by_time = self
-            .config
-            .train
-            .seconds
-            .map_or(0.0, |seconds| self.position.seconds_training() / seconds);
+        self.progress_after(0, 0.0)
+    }
+
+    /// The same after so many more steps, and seconds.
+    fn progress_after(&self, steps: u64, seconds: f64) -> f64 {
+        let step = (self.position.step + steps) as f64;
+        let by_steps = self.total_steps().map_or(0.0, |total| step / total as f64);
+        let time = self.position.seconds_training() + seconds;
+        let by_time = self.config.train.seconds.map_or(0.0, |all| time / all);
         by_steps.max(by_time).clamp(0.0, 1.0)
     }
 
@@ -364,7 +372,7 @@ impl<'a> Runner<'a> {
                     self.review(observer)?;
                     return Ok(self.reached(&limits).unwrap_or(Reason::Steps));
                 }
-                self.step(observer, trace_every)?;
+                self.steps(observer, trace_every, &limits)?;
                 let mid_epoch = self.position.offset < self.trainer.rows();
                 if mid_epoch && self.checkpoint_is_due() {
                     self.checkpoint()?;
@@ -402,18 +410,66 @@ impl<'a> Runner<'a> {
         None
     }
 
-    fn step(&mut self, observer: &mut dyn Observer, trace_every: u64) -> Result<()> {
-        let began = Instant::now();
-        let position = optim::Position {
-            step: self.position.step,
-            // With a time budget the horizon is the clock, not a number of steps.
-            total_steps: self.total_steps().filter(|_| self.config.train.seconds.is_none()),
-            progress: self.progress(),
+    /// Steps to give to the device at once: as many as take some milliseconds, no more than are left of the
+    /// epoch, the updates and the time.
+    fn at_once(&self, limits: &LoopConfig) -> usize {
+        let per_update = self.trainer.update_rows(0).max(1);
+        let left = (self.trainer.rows() - self.position.offset).div_ceil(per_update);
+        let mut count = self.trainer.at_once().min(left);
+        if let Some(steps) = limits.steps {
+            count = count.min(usize::try_from(steps - self.position.step).unwrap_or(usize::MAX));
+        }
+        let time = match limits.seconds {
+            Some(seconds) => AT_ONCE_SECONDS.min(seconds - self.position.seconds_training()),
+            None => AT_ONCE_SECONDS,
         };
-        self.rate = self.config.schedule.rate(self.config.optimizer.rate, position);
-        let step = self.position.step + 1;
-        let offset = self.position.offset;
-        let loss = self.trainer.step(step, offset, self.rate)?;
+        // The first step also waits for the copies before it: it says nothing of the others.
+        match self.step_seconds {
+            Some(step) => count.min((time / step) as usize).max(1),
+            None => 1,
+        }
+    }
+
+    fn steps(
+        &mut self,
+        observer: &mut dyn Observer,
+        trace_every: u64,
+        limits: &LoopConfig,
+    ) -> Result<()> {
+        let began = Instant::now();
+        let count = self.at_once(limits);
+        // With a time budget the horizon is the clock, not a number of steps, and a step comes as much
+        // later as those before it will take.
+        let total_steps = self.total_steps().filter(|_| self.config.train.seconds.is_none());
+        let rate = |i: usize| {
+            let step = self.position.step + i as u64;
+            let seconds = i as f64 * self.step_seconds.unwrap_or(0.0);
+            let progress = self.progress_after(i as u64, seconds);
+            let position = optim::Position { step, total_steps, progress };
+            self.config.schedule.rate(self.config.optimizer.rate, position)
+        };
+        let rates: Vec<f64> = (0..count).map(rate).collect();
+        let losses = self.trainer.steps(self.position.step + 1, self.position.offset, &rates)?;
+        let seconds = began.elapsed().as_secs_f64() / losses.len() as f64;
+        if self.trained.0 > 0 {
+            self.step_seconds = Some(seconds);
+        }
+        for (loss, rate) in losses.into_iter().zip(rates) {
+            self.rate = rate;
+            self.step_done(loss, seconds, observer, trace_every)?;
+        }
+        Ok(())
+    }
+
+    /// Takes account of a step that is over.
+    fn step_done(
+        &mut self,
+        loss: f64,
+        seconds: f64,
+        observer: &mut dyn Observer,
+        trace_every: u64,
+    ) -> Result<()> {
+        let (step, offset) = (self.position.step + 1, self.position.offset);
         if !loss.is_finite() {
             let found = self.trainer.diagnose(step, offset)?;
             return Err(self.diverged_at(step, found, loss));
@@ -423,7 +479,6 @@ impl<'a> Runner<'a> {
         self.position.offset += rows;
         self.position.set_loss_sum(self.position.loss_sum() + loss);
         self.position.loss_count += 1;
-        let seconds = began.elapsed().as_secs_f64();
         self.position.set_seconds_training(self.position.seconds_training() + seconds);
         for (count, time) in [&mut self.trained, &mut self.since_review] {
             *count += rows as u64;

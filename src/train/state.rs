@@ -31,7 +31,13 @@ pub(super) struct Position {
     pub seconds_to_target: Option<u64>,
     /// Bits of the last review's accuracy.
     pub accuracy: Option<u64>,
+    /// By what the order of an epoch's rows is made, as it is saved; none in older checkpoints.
+    #[serde(default)]
+    row_order: String,
 }
+
+/// What [`crate::data::order()`] is. Checkpoints without a name are of an earlier one, a shuffle.
+const ROW_ORDER: &str = "permutation";
 
 macro_rules! fractions {
     ($($field:ident, $set:ident;)*) => {
@@ -78,6 +84,7 @@ pub(super) fn save(trainer: &Trainer, folder: &RunFolder, position: &Position) -
         (info.name.as_str(), info.shape.extents().to_vec(), values)
     });
     let moments = state.iter().map(|(name, values)| (*name, vec![values.len()], &values[..]));
+    let position = Position { row_order: ROW_ORDER.to_owned(), ..position.clone() };
     let position =
         serde_json::to_value(position).unwrap_or_else(|e| panic!("a position is always JSON: {e}"));
     save_from(&path(folder), named.chain(moments), &position)
@@ -132,6 +139,15 @@ pub(super) fn load(trainer: &mut Trainer, folder: &RunFolder) -> Result<Position
             return Err(Error::checkpoint(&file, problem));
         };
         trainer.store_mut().write(region, 0, values)?;
+    }
+    // Between two epochs it does not matter how the rows of earlier ones were ordered.
+    if position.row_order != ROW_ORDER && position.offset > 0 {
+        let problem = format!(
+            "stands within an epoch (row {}) whose order another version of twoclocks made: it cannot be \
+             continued from there, only evaluated",
+            position.offset
+        );
+        return Err(Error::checkpoint(&file, problem));
     }
     if position.offset >= trainer.rows() {
         let problem = format!("stands at row {} of {}", position.offset, trainer.rows());

@@ -1,6 +1,6 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
-use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order_into};
+use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
@@ -8,9 +8,8 @@ use crate::nn::{Bound, Forward, Mode, Module, Parameters};
 use crate::ops::{self, Recorder, Var};
 use crate::optim::{Optimizer, OptimizerConfig, Segment};
 use crate::runs::Environment;
-use crate::tape::{Cache, NotFinite, Recording, Region, Store, Tape};
+use crate::tape::{Cache, KEPT, NotFinite, Recording, Region, Store, Tape};
 use crate::tensor::{DType, Shape};
-use std::collections::HashMap;
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Debug)]
@@ -77,16 +76,14 @@ struct StepKey {
     last: bool,
 }
 
-/// What the host reads after a step.
-#[derive(Clone, Copy)]
-struct StepResults {
-    loss: Var,
-    /// Norm of all gradients, where they are clipped.
-    norm: Option<Var>,
-}
-
 /// Rows of a review batch.
 const REVIEW_ROWS: usize = 512;
+
+/// Steps that a GPU is given at once, at most: while they run, nobody can stop the run or review it.
+const MOST_AT_ONCE: usize = 32;
+
+/// A row of the epoch's order that no data set has: a batch from there is not finite, and updates nothing.
+const NO_ROW: u64 = u64::MAX >> 1;
 
 /// A model, its parameters and optimizer, and a data set, on one device.
 pub struct Trainer {
@@ -102,11 +99,11 @@ pub struct Trainer {
     row_shape: Vec<usize>,
     classes: usize,
     offset: U64Slot,
+    epoch: U64Slot,
     steps: Cache<StepKey>,
-    step_results: HashMap<StepKey, StepResults>,
     reviews: Cache<usize>,
-    review_results: HashMap<usize, (Var, Var)>,
-    order: Vec<u32>,
+    orders: Cache<()>,
+    kept: Vec<[f32; KEPT]>,
 }
 
 impl Trainer {
@@ -164,21 +161,23 @@ impl Trainer {
         let flat_len = parameters.parameters().flat_len();
         let optimizer = Optimizer::new(&options.optimizer, segments, flat_len, &mut store)?
             .with_packed(parameters.packed());
-        let train = resident(&mut store, "train", &data.train);
-        let test = resident(&mut store, "test", &data.test);
+        let train = resident(&mut store, "train", &data.train)?;
+        let test = resident(&mut store, "test", &data.test)?;
         let identity: Vec<u32> = (0..test.rows as u32).collect();
         store.write(test.order, 0, &identity)?;
         let scale = store.upload("scale", &normalisation.scale);
         let shift = store.upload("shift", &normalisation.shift);
-        let offset = store.control_mut().u64_slot("batch offset", 0);
+        let control = store.control_mut();
+        let offset = control.u64_slot("batch offset", 0);
+        control.set_u64_halted(offset, NO_ROW);
+        let epoch = control.u64_slot("epoch", 0);
         let mut trainer = Trainer {
-            order: vec![0; train.rows],
             row_shape: data.train.shape().to_vec(),
             classes: data.train.classes(),
             steps: Cache::default(),
-            step_results: HashMap::new(),
             reviews: Cache::default(),
-            review_results: HashMap::new(),
+            orders: Cache::default(),
+            kept: Vec::new(),
             store,
             model,
             parameters,
@@ -189,6 +188,7 @@ impl Trainer {
             scale,
             shift,
             offset,
+            epoch,
         };
         trainer.prepare_step(trainer.update_rows(0))?;
         Ok(trainer)
@@ -236,33 +236,45 @@ impl Trainer {
         rows.min(self.train.rows.saturating_sub(offset))
     }
 
-    /// Shuffles the training rows for an epoch: a function of seed and epoch alone.
+    /// Shuffles the training rows for an epoch, where they lie: a function of seed and epoch alone.
     ///
     /// # Errors
     /// None on a CPU.
     pub fn start_epoch(&mut self, epoch: u64) -> Result<()> {
-        order_into(self.options.seed, epoch, &mut self.order);
-        self.store.write(self.train.order, 0, &self.order)
+        let (store, rows, region) = (&mut self.store, self.train.rows, self.train.order);
+        let seed = store.control_mut().u64_slot("seed of the orders", self.options.seed);
+        store.control_mut().set_u64(self.epoch, epoch);
+        let recording = self.orders.get((), || {
+            let mut tape = Tape::new(store);
+            let order =
+                tape.scoped("data", |tape| ops::permutation(tape, rows, seed, self.epoch))?;
+            tape.place(order, region, 0)?;
+            tape.compile(store)
+        })?;
+        recording.replay(store)
+    }
+
+    /// Steps that are best given to the device at once ([`Trainer::steps`]), at most: 1 on a CPU, which
+    /// gains nothing by more.
+    pub fn at_once(&self) -> usize {
+        match self.store.device() {
+            Device::Cpu(_) => 1,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => MOST_AT_ONCE,
+        }
     }
 
     /// The parts of an update of `rows` rows: key and first row of each.
     fn parts(&self, rows: usize) -> impl Iterator<Item = (StepKey, usize)> + use<> {
-        let batch = self.options.batch;
-        (0..rows).step_by(batch).map(move |start| {
-            let end = (start + batch).min(rows);
-            let key =
-                StepKey { rows: end - start, total: rows, first: start == 0, last: end == rows };
-            (key, start)
-        })
+        parts(self.options.batch, rows)
     }
 
     /// Records what an update of `rows` rows needs, if it is not recorded yet.
     fn prepare_step(&mut self, rows: usize) -> Result<()> {
         for (key, _) in self.parts(rows) {
-            if !self.step_results.contains_key(&key) {
-                let (recording, results) = self.record_step(key)?;
+            if !self.steps.contains(&key) {
+                let recording = self.record_step(key)?;
                 self.steps.get(key, || Ok(recording))?;
-                self.step_results.insert(key, results);
             }
         }
         Ok(())
@@ -275,39 +287,78 @@ impl Trainer {
     /// # Errors
     /// `offset` is past the end, or recording fails.
     pub fn step(&mut self, step: u64, offset: usize, rate: f64) -> Result<f64> {
-        let rows = self.update_rows(offset);
-        if rows == 0 {
-            let problem = format!("row {offset} is past the end: there are {}", self.train.rows);
-            return Err(Error::operation("step", problem));
+        let losses = self.steps(step, offset, &[rate])?;
+        Ok(losses[0])
+    }
+
+    /// Updates one after another, with these rates, as [`Trainer::step`] makes each; a GPU is given all of
+    /// them at once, and nobody waits for it between two of them. The losses, up to the first one that is not
+    /// finite: that step updated nothing, and those after it did not either.
+    ///
+    /// # Errors
+    /// The epoch has fewer steps left, or recording fails.
+    pub fn steps(&mut self, step: u64, offset: usize, rates: &[f64]) -> Result<Vec<f64>> {
+        let mut end = offset;
+        let mut updates = Vec::with_capacity(rates.len());
+        for _ in rates {
+            let rows = self.update_rows(end);
+            if rows == 0 {
+                let problem = format!("row {end} is past the end: there are {}", self.train.rows);
+                return Err(Error::operation("step", problem));
+            }
+            self.prepare_step(rows)?;
+            updates.push((end, rows));
+            end += rows;
         }
-        self.prepare_step(rows)?;
         let (_, counter) = self.parameters.randomness();
-        self.optimizer.prepare(self.store.control_mut(), step, rate, 1.0);
-        let mut total = 0.0;
-        for (number, (key, start)) in self.parts(rows).enumerate() {
-            let control = self.store.control_mut();
-            control.set_u64(self.offset, (offset + start) as u64);
-            // Each batch of each step has masks of its own.
-            control.set_u64(counter, (step << 16) + number as u64);
-            let recording = self.steps.get(key, || unreachable!("prepared above"))?;
-            recording.replay(&mut self.store)?;
-            let results = self.step_results[&key];
-            let mut loss = [0f32];
-            recording.read_into(results.loss, &mut loss)?;
-            if let Some(norm) = results.norm {
-                let mut value = [0f32];
-                recording.read_into(norm, &mut value)?;
-                // The optimizer skipped this update; a run that skips all of them is not a run.
-                if !value[0].is_finite() {
-                    return Ok(f64::NAN);
-                }
+        let Trainer { store, steps: recordings, optimizer, offset, .. } = self;
+        let batch = self.options.batch;
+        let mut given = 0;
+        while given < updates.len() {
+            let (start, rows) = updates[given];
+            // Those that follow and are of one batch of as many rows are replays of the same recording.
+            let alike = updates[given..].iter().take_while(|update| update.1 == rows).count();
+            let count = if rows <= batch { alike } else { 1 };
+            for (number, (key, first)) in parts(batch, rows).enumerate() {
+                let recording = recordings.get(key, || unreachable!("prepared above"))?;
+                recording.enqueue(store, count, |which, control| {
+                    let step = step + (given + which) as u64;
+                    optimizer.prepare(control, step, rates[given + which], 1.0);
+                    control.set_u64(*offset, (start + which * rows + first) as u64);
+                    // Each batch of each step has masks of its own.
+                    control.set_u64(counter, (step << 16) + number as u64);
+                })?;
             }
-            total += f64::from(loss[0]) * (key.rows as f64 / key.total as f64);
-            if !loss[0].is_finite() {
-                return Ok(f64::from(loss[0]));
+            given += count;
+        }
+        self.store.collect(&mut self.kept)?;
+        let mut kept = self.kept.iter();
+        let mut losses = Vec::with_capacity(rates.len());
+        for (_, rows) in updates {
+            let loss = self.loss_of(rows, &mut kept);
+            losses.push(loss);
+            if !loss.is_finite() {
+                break;
             }
         }
-        Ok(total)
+        Ok(losses)
+    }
+
+    /// The loss of an update of `rows` rows from what its batches kept: loss, and norm of the gradients.
+    fn loss_of<'a>(&self, rows: usize, kept: &mut impl Iterator<Item = &'a [f32; KEPT]>) -> f64 {
+        let mut total = 0.0;
+        for ((key, _), [loss, norm, ..]) in self.parts(rows).zip(kept) {
+            // The optimizer skipped this update; a run that skips all of them is not a run. (The norm is
+            // 0 where there is none.)
+            if !norm.is_finite() {
+                return f64::NAN;
+            }
+            total += f64::from(*loss) * (key.rows as f64 / key.total as f64);
+            if !loss.is_finite() {
+                return f64::from(*loss);
+            }
+        }
+        total
     }
 
     /// Where the step of these rows first meets a value that is not finite. Nothing is updated.
@@ -403,7 +454,7 @@ impl Trainer {
         Ok((logits, batch.labels, read.into_iter().map(|(_, var)| var).collect()))
     }
 
-    fn record_step(&self, key: StepKey) -> Result<(Recording, StepResults)> {
+    fn record_step(&self, key: StepKey) -> Result<Recording> {
         let mut tape = Tape::new(&self.store);
         let (logits, labels, parameters) =
             self.record_forward(&mut tape, &self.train, key.rows, Mode::Train)?;
@@ -436,21 +487,21 @@ impl Trainer {
                 norm = self.optimizer.record(&mut tape, weights, region, guard)?.norm;
             }
         }
+        tape.stop_on(loss.loss)?;
         if let Some(norm) = norm {
-            tape.output(norm)?;
+            tape.stop_on(norm)?;
         }
-        tape.output(loss.loss)?;
-        Ok((tape.compile(&self.store)?, StepResults { loss: loss.loss, norm }))
+        tape.compile(&self.store)
     }
 
-    fn record_review(&self, rows: usize) -> Result<(Recording, (Var, Var))> {
+    fn record_review(&self, rows: usize) -> Result<Recording> {
         let mut tape = Tape::new(&self.store);
         let (logits, labels, _) = self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
-        tape.output(loss.loss)?;
-        tape.output(loss.statistics)?;
-        Ok((tape.compile(&self.store)?, (loss.loss, loss.statistics)))
+        tape.keep(loss.loss)?;
+        tape.keep(loss.statistics)?;
+        tape.compile(&self.store)
     }
 
     /// Loss, accuracy and margin on the test set.
@@ -462,21 +513,23 @@ impl Trainer {
         let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
         for start in (0..total).step_by(REVIEW_ROWS) {
             let rows = REVIEW_ROWS.min(total - start);
-            if !self.review_results.contains_key(&rows) {
-                let (recording, results) = self.record_review(rows)?;
+            if !self.reviews.contains(&rows) {
+                let recording = self.record_review(rows)?;
                 self.reviews.get(rows, || Ok(recording))?;
-                self.review_results.insert(rows, results);
             }
-            self.store.control_mut().set_u64(self.offset, start as u64);
             let recording = self.reviews.get(rows, || unreachable!("recorded above"))?;
-            recording.replay(&mut self.store)?;
-            let (loss_var, statistics_var) = self.review_results[&rows];
-            let (mut batch_loss, mut statistics) = ([0f32], [0f32; 4]);
-            recording.read_into(loss_var, &mut batch_loss)?;
-            recording.read_into(statistics_var, &mut statistics)?;
-            loss += f64::from(batch_loss[0]) * rows as f64;
-            margin += f64::from(statistics[0]) * rows as f64;
-            right += f64::from(statistics[2]);
+            let offset = self.offset;
+            recording.enqueue(&mut self.store, 1, |_, control| {
+                control.set_u64(offset, start as u64);
+            })?;
+        }
+        self.store.collect(&mut self.kept)?;
+        for (start, kept) in (0..total).step_by(REVIEW_ROWS).zip(&self.kept) {
+            let rows = REVIEW_ROWS.min(total - start) as f64;
+            let [of_batch, of_margin, _, of_right, ..] = kept.map(f64::from);
+            loss += of_batch * rows;
+            margin += of_margin * rows;
+            right += of_right;
         }
         let total = total as f64;
         Ok(Review { loss: loss / total, accuracy: right / total, margin: margin / total })
@@ -489,10 +542,9 @@ impl Trainer {
     pub fn step_recording(&mut self) -> Result<(&mut Recording, &mut Store)> {
         let rows = self.options.batch.min(self.train.rows);
         let key = StepKey { rows, total: rows, first: true, last: true };
-        if !self.step_results.contains_key(&key) {
-            let (recording, results) = self.record_step(key)?;
+        if !self.steps.contains(&key) {
+            let recording = self.record_step(key)?;
             self.steps.get(key, || Ok(recording))?;
-            self.step_results.insert(key, results);
         }
         self.store.control_mut().set_u64(self.offset, 0);
         let recording = self.steps.get(key, || unreachable!("recorded above"))?;
@@ -500,16 +552,25 @@ impl Trainer {
     }
 }
 
-fn resident(store: &mut Store, name: &str, data: &Dataset) -> Resident {
+/// The batches of an update of `rows` rows: key and first row of each.
+fn parts(batch: usize, rows: usize) -> impl Iterator<Item = (StepKey, usize)> {
+    (0..rows).step_by(batch).map(move |start| {
+        let end = (start + batch).min(rows);
+        let key = StepKey { rows: end - start, total: rows, first: start == 0, last: end == rows };
+        (key, start)
+    })
+}
+
+fn resident(store: &mut Store, name: &str, data: &Dataset) -> Result<Resident> {
     let values = match data.values() {
         Values::U8(bytes) => store.upload(&format!("{name}.values"), bytes),
         Values::F32(values) => store.upload(&format!("{name}.values"), values),
     };
-    Resident {
+    Ok(Resident {
         values,
         labels: store.upload(&format!("{name}.labels"), data.labels()),
-        order: store.allocate(&format!("{name}.order"), DType::U32, data.rows()),
+        order: store.try_allocate(&format!("{name}.order"), DType::U32, data.rows())?,
         rows: data.rows(),
         features: data.features(),
-    }
+    })
 }

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "cli")]
 pub mod command;
+pub mod trajectory;
 
 use twoclocks::ops::{CaseInput, Fill, Tolerance};
 

@@ -10,19 +10,33 @@ use std::time::Instant;
 /// Says to a test that it runs on the stand-in: its process was started for it.
 const INSIDE: &str = "TWOCLOCKS_INSIDE_STAND_IN";
 
+/// A stand-in for a GPU of compute capability 9.0.
+pub const HOPPER: [(&str, &str); 1] = [("TWOCLOCKS_STANDIN_CAPABILITY", "90")];
+
 /// In what order threads go on; see `tests/driver/README.md`.
 pub const ORDERS: [&str; 4] = ["forward", "reverse", "shuffle:1", "shuffle:2"];
 
 /// `body` on the stand-in, once in each of `orders`; all must print the same digests. `name` is the
 /// test's own. Says SKIPPED where there is no C++ compiler, which is a failure in CI.
 pub fn on_stand_in(name: &str, orders: &[&str], body: impl FnOnce()) {
+    on_stand_in_with(name, orders, &[], body);
+}
+
+/// The same with `variables` set.
+pub fn on_stand_in_with(
+    name: &str,
+    orders: &[&str],
+    variables: &[(&str, &str)],
+    body: impl FnOnce(),
+) {
     if std::env::var_os(INSIDE).is_some() {
         body();
         return;
     }
     let mut first: Option<(&str, String)> = None;
     for order in orders {
-        let Some(output) = start(name, &[("TWOCLOCKS_STANDIN_ORDER", order)]) else { return };
+        let variables = [variables, &[("TWOCLOCKS_STANDIN_ORDER", order)]].concat();
+        let Some(output) = start(name, &variables) else { return };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name}, {order}: {}\n{text}{errors}", output.status);

@@ -23,7 +23,7 @@
 #define ROLLED
 
 #define threadIdx (standin::self->index)
-#define blockIdx (standin::block_index)
+#define blockIdx (standin::self->home->index)
 #define blockDim (standin::block_extent)
 #define gridDim (standin::grid_extent)
 

@@ -63,7 +63,10 @@ CUresult enqueue(Stream* stream, Work work) {
     Driver& d = driver();
     if (Capture* capture = stream->capture) {
         if (capture->invalid) return STREAM_CAPTURE_INVALIDATED;
-        capture->graph->nodes.push_back(std::move(work));
+        auto& nodes = capture->graph->nodes;
+        auto& last = capture->last[stream];
+        nodes.push_back({std::move(work), last});
+        last = {nodes.size() - 1};
         if (stream != capture->origin) capture->forks[stream].nodes++;
         return SUCCESS;
     }
@@ -194,6 +197,7 @@ API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
         case 97: *value = shared_opt_in(); break;
         case 106: *value = 16; break;                          // blocks of a multiprocessor
         case 111: *value = 1024; break;                        // shared memory the system takes
+        case 120: *value = driver().capability >= 90; break;   // clusters
         case 115: *value = 1; break;                           // memory pools: stream-ordered allocation
         default:
             if (attribute < 1 || attribute > 150) return INVALID_VALUE;
@@ -460,7 +464,7 @@ API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, void* h
 
 template <class T>
 static CUresult set(void* handle, CUdeviceptr to, T value, size_t count) {
-    ENTER();
+    ENTER_AS("cuMemsetAsync");
     Stream* stream = find_stream(handle);
     if (!stream) return INVALID_HANDLE;
     if (!count) return SUCCESS;
@@ -470,7 +474,7 @@ static CUresult set(void* handle, CUdeviceptr to, T value, size_t count) {
 
 template <class T>
 static CUresult set_now(CUdeviceptr to, T value, size_t count) {
-    ENTER();
+    ENTER_AS("cuMemset");
     TRY(safe_for_capture());
     TRY(set(nullptr, to, value, count));
     return drain();
@@ -552,6 +556,13 @@ API cuGetProcAddress_v2(const char* symbol, void** function, int, u64, int* stat
 
 API cuGetProcAddress(const char* symbol, void** function, int version, u64 flags) {
     return cuGetProcAddress_v2(symbol, function, version, flags, nullptr);
+}
+
+/// How often a function was called so far: for tests.
+extern "C" __attribute__((visibility("default"))) u64 standin_calls(const char* name) {
+    std::lock_guard lock(driver().mutex);
+    auto found = driver().calls.find(name);
+    return found == driver().calls.end() ? 0 : found->second;
 }
 
 /// What the last kernel that failed did, in words: for tests.

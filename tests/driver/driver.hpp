@@ -6,6 +6,7 @@
 #include "machine.hpp"
 
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -44,6 +45,7 @@ enum CUresult : u32 {
     STREAM_CAPTURE_IMPLICIT = 906,
     CAPTURED_EVENT = 907,
     STREAM_CAPTURE_WRONG_THREAD = 908,
+    INVALID_CLUSTER_SIZE = 912,
     UNKNOWN = 999,
 };
 
@@ -55,8 +57,18 @@ namespace standin {
 using Work = std::function<CUresult()>;
 struct Stream;
 
+/// A node's place in its graph.
+using NodeIndex = size_t;
+
+struct Node {
+    Work work;
+    /// What has to be done before it.
+    std::vector<NodeIndex> after;
+};
+
 struct Graph {
-    std::vector<Work> nodes;
+    /// In the order of their capture. A node's handle is its address, so none of them moves.
+    std::deque<Node> nodes;
 };
 
 struct Capture {
@@ -69,6 +81,10 @@ struct Capture {
         size_t nodes = 0, joined = 0;
     };
     std::map<Stream*, Fork> forks;
+    /// What the next node of each stream that takes part comes after.
+    std::map<Stream*, std::vector<NodeIndex>> last;
+    /// Handles of these, for who asks.
+    std::vector<void*> handles;
     /// The error that the end of the capture gives.
     bool invalid = false;
 };
@@ -87,6 +103,8 @@ struct Event {
     Capture* capture = nullptr;
     Stream* stream = nullptr;
     size_t nodes = 0;
+    /// What had to be done before it, in that capture.
+    std::vector<NodeIndex> after;
 };
 
 struct Module;
@@ -123,6 +141,10 @@ struct Driver {
     std::vector<Module*> modules;
     std::vector<Capture*> captures;
     std::vector<Work> queue;
+    /// How often each function was called.
+    std::map<std::string, u64> calls;
+    /// Launches of graphs so far.
+    u64 graph_launches = 0;
 };
 
 Driver& driver();
@@ -151,8 +173,10 @@ bool knows(const std::vector<T*>& all, const void* one) {
 
 #define TRY(call) \
     if (CUresult result_ = (call)) return result_
-#define ENTER() \
+#define ENTER() ENTER_AS(__func__)
+#define ENTER_AS(name) \
     std::lock_guard lock_(driver().mutex); \
+    driver().calls[name]++; \
     TRY(ready())
 
 }  // namespace standin

@@ -114,37 +114,35 @@ on_stand_in! {
     }
 }
 
-/// What `binary_<kind>_broadcast_f32` takes; the layout of `Broadcast` in its source.
+/// What `binary_<kind>_broadcast_f32` takes: `Axes<2>` of kernels/common/index.cuh.
 #[repr(C)]
 struct Broadcast {
-    extents: [u32; 4],
-    a: [u32; 4],
-    b: [u32; 4],
+    /// Last axis first, as the strides.
+    extents: [u32; 8],
+    a: [u64; 8],
+    b: [u64; 8],
+    count: u32,
+    wide: u32,
 }
 // SAFETY: numbers alone, as the kernel declares them.
 unsafe impl cudarc::driver::DeviceRepr for Broadcast {}
 
 impl Broadcast {
-    /// Axes of `y` with the strides of `a` and `b` in them, filled up from the front; `None` above four axes.
-    fn of(a: &Shape, b: &Shape, y: &Shape) -> Option<Broadcast> {
-        let rank = y.rank();
-        if rank > 4 {
-            return None;
-        }
+    /// Axes of `y` with the strides of `a` and `b` in them, none merged.
+    fn of(a: &Shape, b: &Shape, y: &Shape) -> Broadcast {
         let strides = |x: &Shape| {
-            let (mut strides, mut stride) = ([0; 4], 1);
-            for axis in (0..x.rank()).rev() {
-                let extent = x.extents()[axis] as u32;
-                strides[4 - x.rank() + axis] = if extent == 1 { 0 } else { stride };
-                stride *= extent;
+            let (mut strides, mut stride) = ([0; 8], 1);
+            for (to, &extent) in strides.iter_mut().zip(x.extents().iter().rev()) {
+                *to = if extent == 1 { 0 } else { stride };
+                stride *= extent as u64;
             }
             strides
         };
-        let mut extents = [1; 4];
-        for (to, from) in extents[4 - rank..].iter_mut().zip(y.extents()) {
-            *to = *from as u32;
+        let mut extents = [1; 8];
+        for (to, &from) in extents.iter_mut().zip(y.extents().iter().rev()) {
+            *to = from as u32;
         }
-        Some(Broadcast { extents, a: strides(a), b: strides(b) })
+        Broadcast { extents, a: strides(a), b: strides(b), count: y.rank() as u32, wide: 0 }
     }
 }
 
@@ -169,10 +167,9 @@ on_stand_in! {
                 same += 1;
             } else {
                 let of = Broadcast::of(shape(0), shape(1), &outputs[0].tensor_type.shape);
-                let Some(of) = of else { continue };
                 let kernel = gpu.kernel("binary", &format!("binary_{kind}_broadcast_f32"));
-                let grid = n.div_ceil(256) as u32;
-                launch!(gpu, kernel, grid, 256, 0, at(&a), at(&b), at(&y), n as u32, of).expect("it runs");
+                let grid = n.div_ceil(1024) as u32;
+                launch!(gpu, kernel, grid, 256, 0, at(&a), at(&b), at(&y), n as u64, of).expect("it runs");
                 repeated += 1;
             }
             let got = gpu.download(&y);
@@ -257,7 +254,7 @@ on_stand_in! {
             let one = |x: Vec<f32>| if x.is_empty() { vec![0.0] } else { x };
             let (scale, shift) = (gpu.upload(&one(f32s(&inputs[3]))), gpu.upload(&one(f32s(&inputs[4]))));
             let (rows, len) = (inputs[0].rows().max(inputs[1].data.len()) as u32, inputs[2].data.len() as u32);
-            let grid = ((features.div_ceil(1024)).max(1) as u32, size as u32, 1);
+            let grid = (size * features.div_ceil(4).max(1)).div_ceil(256) as u32;
             let name = if bytes { "u8" } else { "f32" };
             let wide = gpu.unset::<f32>((size * features).max(1));
             let narrow = gpu.unset::<u16>((size * features).max(1));
@@ -266,7 +263,7 @@ on_stand_in! {
                 let kernel = gpu.kernel("batch", &format!("batch_{name}_{to}"));
                 launch!(
                     gpu, kernel, grid, 256, 0, from, at(&labels), at(&order), at(&scale), at(&shift), result,
-                    at(&labels_out), rows, features as u32, len, at(&slots), slot as u32
+                    at(&labels_out), size as u32, rows, features as u32, len, at(&slots), slot as u32
                 ).expect("it runs");
                 let got: Vec<f64> = gpu.download(&labels_out).into_iter().map(f64::from).collect();
                 assert_eq!(got, outputs[1].data, "{}", case.name);
@@ -302,8 +299,8 @@ on_stand_in! {
         gpu.stream.begin_capture(mode).expect("it begins");
         gpu.stream.memcpy_htod(&pinned, &mut slots).expect("captured");
         launch!(
-            gpu, kernel, (1, 2, 1), 256, 0, at(&values), at(&labels), at(&order), at(&scale), at(&shift), at(&inputs),
-            at(&out), 6u32, 4u32, 6u32, at(&slots), 1u32
+            gpu, kernel, 1, 256, 0, at(&values), at(&labels), at(&order), at(&scale), at(&shift), at(&inputs),
+            at(&out), 2u32, 6u32, 4u32, 6u32, at(&slots), 1u32
         ).expect("captured");
         let graph = gpu.stream.end_capture(cudarc::driver::sys::CUgraphInstantiate_flags(0));
         let graph = graph.expect("it ends").expect("it has nodes");
@@ -330,8 +327,8 @@ on_stand_in! {
         let (scale, shift) = (gpu.upload(&[2f32; 6]), gpu.upload(&[1f32; 6]));
         let (inputs, out, slots) = (gpu.unset::<f32>(5 * 6), gpu.unset::<u32>(5), gpu.upload(&[1u64]));
         launch!(
-            gpu, kernel, (1, 5, 1), 256, 0, at(&values), at(&labels), at(&order), at(&scale), at(&shift), at(&inputs),
-            at(&out), 5u32, 6u32, 4u32, at(&slots), 0u32
+            gpu, kernel, 1, 256, 0, at(&values), at(&labels), at(&order), at(&scale), at(&shift), at(&inputs),
+            at(&out), 5u32, 5u32, 6u32, 4u32, at(&slots), 0u32
         ).expect("it runs");
         let bad = u32::MAX;
         assert_eq!(gpu.download(&out), [7, bad, 7, bad, bad]);

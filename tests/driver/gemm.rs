@@ -120,6 +120,7 @@ pub fn block(kernel: Kernel, tile: usize) -> (usize, usize) {
     let part = match (tile, width) {
         (128, 4) => 128 * (16 + 8),
         (128, _) => 128 * (32 + 8),
+        (32, 4) => 32 * (64 + 8),
         _ => 64 * (32 + 8),
     };
     // The sums of a tile, or of half of it, take over what the ring had.
@@ -274,6 +275,22 @@ on_stand_in! {
                     }
                 }
             }
+        }
+    }
+}
+
+on_stand_in! {
+    /// More than there may be blocks along y and z.
+    fn many_small_products() {
+        let gpu = Gpu::new();
+        for (batches, m) in [(65_600, 1), (1, 32 * 65_600)] {
+            let product = Product::batched(batches, [m, 1, 1], true);
+            let y = gpu.unset::<f32>(batches * m);
+            let epilogue = Epilogue { y: at(&y), ..Epilogue::default() };
+            run(&gpu, Kernel::Mma("bf16"), plain("nn", 32), &product, epilogue);
+            let got = gpu.download(&y);
+            digest("many", &got);
+            assert_close("many", &got, &product.y, Tolerance::Exact);
         }
     }
 }

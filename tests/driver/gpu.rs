@@ -60,12 +60,15 @@ impl Gpu {
     }
 }
 
-/// PTX of a kernel that does nothing: parameters as `.u64`, `.u32`, ...
+/// PTX of a kernel that does nothing: parameters as `.u64`, `.u32`, ..., `map` for a tensor map.
 pub fn image(name: &str, threads: u32, parameters: &[&str]) -> String {
     let parameters: Vec<String> = parameters
         .iter()
         .enumerate()
-        .map(|(i, kind)| format!(".param {kind} {name}_param_{i}"))
+        .map(|(i, kind)| match *kind {
+            "map" => format!(".param .align 64 .b8 {name}_param_{i}[128]"),
+            kind => format!(".param {kind} {name}_param_{i}"),
+        })
         .collect();
     let parameters = parameters.join(", ");
     format!(
@@ -107,6 +110,42 @@ macro_rules! launch {
     }};
 }
 pub(crate) use launch;
+
+/// The same with clusters, which cudarc has no wrapper for. `arguments` are addresses of the values.
+pub fn launch_clusters(
+    gpu: &Gpu,
+    kernel: &CudaFunction,
+    [grid, cluster, block]: [(u32, u32, u32); 3],
+    shared: u32,
+    arguments: &[*const std::ffi::c_void],
+) -> sys::CUresult {
+    let mut arguments: Vec<_> = arguments.iter().map(|argument| argument.cast_mut()).collect();
+    let (x, y, z) = cluster;
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+        },
+    };
+    let configuration = sys::CUlaunchConfig {
+        gridDimX: grid.0,
+        gridDimY: grid.1,
+        gridDimZ: grid.2,
+        blockDimX: block.0,
+        blockDimY: block.1,
+        blockDimZ: block.2,
+        sharedMemBytes: shared,
+        hStream: gpu.stream.cu_stream(),
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: as for launches without clusters.
+    unsafe {
+        let (function, extra) = (kernel.cu_function(), std::ptr::null_mut());
+        sys::cuLaunchKernelEx(&configuration, function, arguments.as_mut_ptr(), extra)
+    }
+}
 
 /// An argument that outlives the launch; a test's few bytes.
 pub fn leak<T>(value: T) -> &'static T {

@@ -1,14 +1,12 @@
-#include "machine.hpp"
+#include "state.hpp"
 
 #include "memory.hpp"
 
-#include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
-#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -82,7 +80,7 @@ static void* new_fiber(unsigned char* stack_end, u32, void (*entry)()) {
 }
 #else
 // Elsewhere: slower, by the C library. One context a fiber, and one for the machine.
-static ucontext_t contexts[MAX_THREADS + 1];
+static ucontext_t contexts[MAX_CLUSTER * MAX_THREADS + 1];
 static void standin_switch(void** from, void* to) {
     // The first word of a saved stack pointer is the context itself.
     swapcontext((ucontext_t*)*from, (ucontext_t*)to);
@@ -102,63 +100,7 @@ static void* new_fiber(unsigned char* stack_end, u32 number, void (*entry)()) {
 // The machine -------------------------------------------------------------------------------------
 
 Thread* self;
-uint3 block_index;
-dim3 block_extent, grid_extent;
-
-namespace {
-
-constexpr size_t PAGE = 4096, STACK = 64 << 10, STATIC_SHARED = 48 << 10, DYNAMIC_SHARED = 228 << 10;
-/// Bytes between static shared arrays that nobody may write.
-constexpr size_t RED = 32;
-
-struct Warp {
-    /// Lanes that can go on, and lanes that wait for others of their warp.
-    u32 runnable, meeting;
-    void* posts[WARP];
-};
-
-struct Barrier {
-    u32 arrived, expected;
-    u32 waiting[MAX_WARPS];
-};
-
-struct Machine {
-    Thread threads[MAX_THREADS];
-    Warp warps[MAX_WARPS];
-    Barrier barriers[BARRIERS];
-    u32 runnable_warps, warp, alive, count;
-    void* main_stack_pointer;
-    Order order;
-    u64 random;
-    const Launch* launch;
-    u64 launches;
-
-    unsigned char* stacks;
-    /// End at a page that cannot be touched.
-    unsigned char *static_end, *dynamic_end;
-    size_t static_used;
-    struct Red {
-        unsigned char* from;
-    };
-    std::vector<Red> reds;
-    void* values[64];
-
-    bool running;
-    sigjmp_buf fault;
-    const void* fault_address;
-    int fault_signal;
-    bool fault_writes;
-    std::string problem;
-    std::string report;
-};
-
-Machine& m() {
-    // All zeros: barriers that nobody waits at.
-    static Machine* machine = new Machine();
-    return *machine;
-}
-
-// The one machine, without the guard of a local static: it is on the path of every switch.
+dim3 block_extent, grid_extent, cluster_extent;
 Machine* machine;
 
 u64 random_bits() {
@@ -181,29 +123,21 @@ u32 choose(u32 bits) {
 }
 
 /// The next thread that can go on, or null. A warp goes on until none of its lanes can, except in shuffled order.
-Thread* next() {
+static Thread* next() {
     Machine& k = *machine;
-    if (!k.runnable_warps) return nullptr;
-    if (!(k.runnable_warps >> k.warp & 1) || k.order.kind == Order::Shuffle) {
-        k.warp = choose(k.runnable_warps);
+    bool shuffled = k.order.kind == Order::Shuffle;
+    if (!k.transfers.empty()) {
+        if (shuffled && random_bits() >> 61 == 0) land();
+        while (!k.runnable_blocks && land()) {
+        }
     }
-    return &k.threads[k.warp * WARP + choose(k.warps[k.warp].runnable)];
+    if (!k.runnable_blocks) return nullptr;
+    if (!(k.runnable_blocks >> k.block & 1) || (shuffled && k.together > 1)) k.block = choose(k.runnable_blocks);
+    Block& block = *k.blocks[k.block];
+    if (!(block.runnable_warps >> block.warp & 1) || shuffled) block.warp = choose(block.runnable_warps);
+    return &block.threads[block.warp * WARP + choose(block.warps[block.warp].runnable)];
 }
 
-void stop_running(const Thread& thread) {
-    u32 warp = thread.linear / WARP;
-    u32& runnable = machine->warps[warp].runnable;
-    runnable &= ~(1u << thread.linear % WARP);
-    if (!runnable) machine->runnable_warps &= ~(1u << warp);
-}
-
-void make_runnable(u32 warp, u32 lanes) {
-    if (!lanes) return;
-    machine->warps[warp].runnable |= lanes;
-    machine->runnable_warps |= 1u << warp;
-}
-
-/// Leaves this thread for another one, or for the machine where none can go on.
 void leave() {
     Thread* me = self;
     Thread* other = next();
@@ -212,51 +146,114 @@ void leave() {
     standin_switch(&me->stack_pointer, other ? other->stack_pointer : machine->main_stack_pointer);
 }
 
-void fiber() {
-    Machine& k = *machine;
-    k.launch->kernel->call(k.values);
-    self->exited = true;
-    self->waits_for = "nothing: it has returned";
-    k.alive--;
+void sleep_on(const void* what, const char* waits_for, const Place& place) {
+    self->asleep = what;
+    self->waits_for = waits_for;
+    self->place = place;
+    machine->sleepers.push_back(self);
     stop_running(*self);
     leave();
-    abort();  // nobody goes back to a thread that has returned
+}
+
+void wake(const void* what) {
+    std::erase_if(machine->sleepers, [what](Thread* thread) {
+        if (thread->asleep != what) return false;
+        thread->asleep = nullptr;
+        make_runnable(*static_cast<Block*>(thread->home), thread->linear / WARP, 1u << thread->linear % WARP);
+        return true;
+    });
 }
 
 std::string thread_name(const Thread& thread) {
-    char text[96];
-    snprintf(text, sizeof text, "thread (%u, %u, %u)", thread.index.x, thread.index.y, thread.index.z);
+    char text[128];
+    int used = snprintf(text, sizeof text, "thread (%u, %u, %u)", thread.index.x, thread.index.y, thread.index.z);
+    uint3 block = thread.home->index;
+    if (machine->together > 1) {
+        snprintf(text + used, sizeof text - size_t(used), " of block (%u, %u, %u)", block.x, block.y, block.z);
+    }
     return text;
 }
 
 std::string where(const Thread& thread) {
     std::string text = thread_name(thread) + " waits for " + thread.waits_for;
+    if (thread.waits_for == MBARRIER && thread.asleep) text += mbarrier_state(thread.asleep);
     if (thread.exited) return thread_name(thread) + " has returned";
     char line[16];
     snprintf(line, sizeof line, ":%u", thread.place.line());
     return text + " at " + thread.place.file_name() + line;
 }
 
-[[noreturn]] void fail(std::string problem) {
+void fail(std::string problem) {
     machine->problem = std::move(problem);
     siglongjmp(machine->fault, 1);
+}
+
+namespace {
+
+/// Makes a block's shared memory readable and writable, or neither. Only in clusters can others reach it.
+void show(Block& block, bool there) {
+    block.there = there;
+    if (machine->together == 1) return;
+    int rights = there ? PROT_READ | PROT_WRITE : PROT_NONE;
+    mprotect(block.static_end - STATIC_SHARED, STATIC_SHARED, rights);
+    mprotect(block.dynamic_end - DYNAMIC_SHARED, DYNAMIC_SHARED, rights);
+}
+
+void fiber() {
+    Machine& k = *machine;
+    Block& block = home();
+    if (!block.there) {
+        show(block, true);
+        size_t dynamic = (k.launch->dynamic_shared + 15) / 16 * 16;
+        memset(block.dynamic_end - dynamic, UNSET, dynamic);
+        memset(block.static_end - k.static_used, UNSET, k.static_used);
+    }
+    k.launch->kernel->call(k.values);
+    self->exited = true;
+    self->waits_for = "nothing: it has returned";
+    if (--block.alive == 0) {
+        std::string problem = mbarrier_problem(block);
+        if (!problem.empty()) fail(problem);
+        if (k.together > 1) show(block, false);
+    }
+    stop_running(*self);
+    leave();
+    abort();  // nobody goes back to a thread that has returned
 }
 
 /// Why no thread can go on although some have not returned.
 std::string divergence() {
     Machine& k = *machine;
     const Thread* first = nullptr;
-    for (u32 i = 0; i < k.count && !first; i++) {
-        if (!k.threads[i].exited) first = &k.threads[i];
+    auto all = [&k](auto each) {
+        for (u32 rank = 0; rank < k.together; rank++) {
+            for (u32 i = 0; i < k.count; i++) {
+                if (each(k.blocks[rank]->threads[i])) return;
+            }
+        }
+    };
+    all([&](Thread& thread) { return !thread.exited && (first = &thread); });
+    // The report is of its block.
+    self = const_cast<Thread*>(first);
+    // One thread of each kind; some of those that wait differ in nothing but their number.
+    std::vector<const Thread*> kinds;
+    all([&](Thread& thread) {
+        for (const Thread* known : kinds) {
+            bool same = thread.exited == known->exited && thread.asleep == known->asleep
+                && (thread.exited || (thread.place.line() == known->place.line() && !strcmp(thread.waits_for, known->waits_for)));
+            if (same) return false;
+        }
+        kinds.push_back(&thread);
+        return kinds.size() == 8;
+    });
+    bool asleep = false;
+    for (const Thread* one : kinds) asleep |= one->waits_for == MBARRIER && !one->exited;
+    std::string text = (asleep ? "deadlock: " : "divergence: ") + where(*first);
+    for (const Thread* one : kinds) {
+        if (one != first) text += ", but " + where(*one);
     }
-    std::string text = "divergence: " + where(*first);
-    for (u32 i = 0; i < k.count; i++) {
-        const Thread& other = k.threads[i];
-        bool same = !other.exited && other.place.line() == first->place.line()
-            && !strcmp(other.waits_for, first->waits_for);
-        if (!same) return text + ", but " + where(other);
-    }
-    return text + ", and so do all others: it names threads that do not exist";
+    if (kinds.size() == 1) text += ", and so do all others: it names threads that do not exist";
+    return text;
 }
 
 void on_signal(int number, siginfo_t* info, void* context) {
@@ -305,15 +302,21 @@ unsigned char* guarded(size_t bytes) {
     return pages + PAGE;
 }
 
-void set_up() {
-    if (machine) return;
-    machine = &m();
-    Machine& k = *machine;
-    k.stacks = (unsigned char*)mmap(nullptr, MAX_THREADS * (STACK + PAGE), PROT_READ | PROT_WRITE,
-                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    for (u32 i = 0; i < MAX_THREADS; i++) mprotect(k.stacks + i * (STACK + PAGE), PAGE, PROT_NONE);
-    k.static_end = guarded(STATIC_SHARED) + STATIC_SHARED;
-    k.dynamic_end = guarded(DYNAMIC_SHARED) + DYNAMIC_SHARED;
+/// Blocks that are alive together, as many as the launch needs.
+void set_up(u32 together) {
+    if (!machine) machine = new Machine();
+    for (u32 rank = 0; rank < together; rank++) {
+        Block*& block = machine->blocks[rank];
+        if (block) continue;
+        // All zeros: barriers that nobody waits at.
+        block = new Block();
+        block->rank = rank;
+        block->stacks = (unsigned char*)mmap(nullptr, MAX_THREADS * (STACK + PAGE), PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        for (u32 i = 0; i < MAX_THREADS; i++) mprotect(block->stacks + i * (STACK + PAGE), PAGE, PROT_NONE);
+        block->static_end = guarded(STATIC_SHARED) + STATIC_SHARED;
+        block->dynamic_end = guarded(DYNAMIC_SHARED) + DYNAMIC_SHARED;
+    }
 }
 
 std::string describe(const void* address) {
@@ -321,24 +324,34 @@ std::string describe(const void* address) {
     std::string text = memory_describe(address);
     if (!text.empty()) return text;
     auto at = (const unsigned char*)address;
-    char line[96];
-    if (at >= k.static_end - STATIC_SHARED - PAGE && at < k.static_end + PAGE) {
-        snprintf(line, sizeof line, "static shared memory, %td bytes past its end", at - k.static_end);
-    } else if (at >= k.dynamic_end - DYNAMIC_SHARED - PAGE && at < k.dynamic_end + PAGE) {
-        snprintf(line, sizeof line, "dynamic shared memory, %td bytes past its end (it has %zu)",
-                 at - k.dynamic_end, k.launch->dynamic_shared);
-    } else if (at >= k.stacks && at < k.stacks + MAX_THREADS * (STACK + PAGE)) {
-        snprintf(line, sizeof line, "the end of its stack of %zu bytes", STACK);
-    } else {
-        snprintf(line, sizeof line, "address %p, which is no device memory", address);
+    char line[160];
+    for (u32 rank = 0; rank < k.together; rank++) {
+        Block& block = *k.blocks[rank];
+        bool is_static = at >= block.static_end - STATIC_SHARED - PAGE && at < block.static_end + PAGE;
+        bool is_dynamic = at >= block.dynamic_end - DYNAMIC_SHARED - PAGE && at < block.dynamic_end + PAGE;
+        if ((is_static || is_dynamic) && !block.there) {
+            snprintf(line, sizeof line, "shared memory of block (%u, %u, %u) of the cluster, which has %s", block.index.x,
+                     block.index.y, block.index.z, block.alive ? "not begun" : "returned");
+        } else if (is_static) {
+            snprintf(line, sizeof line, "static shared memory, %td bytes past its end", at - block.static_end);
+        } else if (is_dynamic) {
+            snprintf(line, sizeof line, "dynamic shared memory, %td bytes past its end (it has %zu)",
+                     at - block.dynamic_end, k.launch->dynamic_shared);
+        } else if (at >= block.stacks && at < block.stacks + MAX_THREADS * (STACK + PAGE)) {
+            snprintf(line, sizeof line, "the end of its stack of %zu bytes", STACK);
+        } else {
+            continue;
+        }
+        return line;
     }
+    snprintf(line, sizeof line, "address %p, which is no device memory", address);
     return line;
 }
 
-void report(const std::string& problem, bool of_thread) {
+void report(const std::string& problem, bool of_thread, uint3 index) {
     Machine& k = *machine;
     char block[96];
-    snprintf(block, sizeof block, ", block (%u, %u, %u)", block_index.x, block_index.y, block_index.z);
+    snprintf(block, sizeof block, ", block (%u, %u, %u)", index.x, index.y, index.z);
     k.report = std::string("kernel ") + k.launch->kernel->name + block;
     if (of_thread && self) k.report += ", " + thread_name(*self);
     k.report += ": " + problem;
@@ -346,77 +359,113 @@ void report(const std::string& problem, bool of_thread) {
 }
 
 /// Empty while nobody wrote where nothing belongs.
-std::string check_slack() {
+std::string check_slack(const Block& block) {
     Machine& k = *machine;
-    for (auto& red : k.reds) {
+    for (size_t red : k.reds) {
         for (size_t i = 0; i < RED; i++) {
-            if (red.from[i] != UNSET) return "a write into shared memory " + std::to_string(i) + " bytes past a static array";
+            if (*(block.static_end - red + i) != UNSET) {
+                return "a write into shared memory " + std::to_string(i) + " bytes past a static array";
+            }
         }
     }
     size_t slack = -k.launch->dynamic_shared % 16;
     for (size_t i = 0; i < slack; i++) {
-        if (k.dynamic_end[-1 - ptrdiff_t(i)] != UNSET) return "a write past the end of dynamic shared memory";
+        if (block.dynamic_end[-1 - ptrdiff_t(i)] != UNSET) return "a write past the end of dynamic shared memory";
     }
     std::string global = memory_check();
     return global.empty() ? "" : "a write into " + global;
 }
 
-void run_block(const Launch& launch) {
+/// Puts all threads of a block at their beginning.
+void prepare(Block& block, uint3 index_of_block) {
     Machine& k = *machine;
-    size_t dynamic = (launch.dynamic_shared + 15) / 16 * 16;
-    memset(k.dynamic_end - dynamic, UNSET, dynamic);
-    memset(k.static_end - k.static_used, UNSET, k.static_used);
-    k.alive = k.count;
+    block.index = index_of_block;
+    block.alive = k.count;
+    show(block, false);
     u32 warps = (k.count + WARP - 1) / WARP;
-    k.runnable_warps = warps == 32 ? ~0u : (1u << warps) - 1;
+    block.runnable_warps = warps == 32 ? ~0u : (1u << warps) - 1;
     for (u32 w = 0; w < warps; w++) {
         u32 lanes = std::min(WARP, k.count - w * WARP);
-        k.warps[w].runnable = lanes == 32 ? ~0u : (1u << lanes) - 1;
-        k.warps[w].meeting = 0;
+        block.warps[w].runnable = lanes == 32 ? ~0u : (1u << lanes) - 1;
+        block.warps[w].meeting = 0;
     }
-    for (auto& barrier : k.barriers) {
+    for (auto& barrier : block.barriers) {
         if (barrier.arrived) memset(&barrier, 0, sizeof barrier);
         barrier.expected = 0;
     }
     uint3 index = {0, 0, 0};
     for (u32 i = 0; i < k.count; i++) {
-        Thread& thread = k.threads[i];
+        Thread& thread = block.threads[i];
+        thread.home = &block;
         thread.index = index;
         thread.linear = i;
-        thread.exited = false;
+        thread.exited = thread.arrived = false;
+        thread.asleep = nullptr;
+        thread.store_groups = 0;
+        if (!thread.products.empty()) thread.products.clear();
         thread.waits_for = "its first turn";
         if (!thread.copies.empty()) thread.copies.clear();
         // Not all at the same offset in a page: they would share a few lines of the cache.
-        unsigned char* stack_end = k.stacks + (i + 1) * (STACK + PAGE) - i * 192 % PAGE / 64 * 64;
-        thread.stack_pointer = new_fiber(stack_end, i, fiber);
-        if (++index.x == launch.block.x) {
+        unsigned char* stack_end = block.stacks + (i + 1) * (STACK + PAGE) - i * 192 % PAGE / 64 * 64;
+        thread.stack_pointer = new_fiber(stack_end, block.rank * MAX_THREADS + i, fiber);
+        if (++index.x == block_extent.x) {
             index.x = 0;
-            if (++index.y == launch.block.y) index.y = 0, index.z++;
+            if (++index.y == block_extent.y) index.y = 0, index.z++;
         }
     }
-    k.warp = choose(k.runnable_warps);
+    block.warp = choose(block.runnable_warps);
+}
+
+/// Runs the blocks of a cluster together. What is wrong with memory afterwards, and in which block.
+std::string run_cluster(uint3 number, uint3& index) {
+    Machine& k = *machine;
+    dim3 c = cluster_extent;
+    k.cluster_arrived = 0;
+    k.sleepers.clear();
+    k.transfers.clear();
+    k.mbarriers.clear();
+    for (u32 rank = 0; rank < k.together; rank++) {
+        prepare(*k.blocks[rank], {number.x * c.x + rank % c.x, number.y * c.y + rank / c.x % c.y,
+                                  number.z * c.z + rank / c.x / c.y});
+    }
+    k.runnable_blocks = (1u << k.together) - 1;
+    k.block = choose(k.runnable_blocks);
     self = next();
     standin_switch(&k.main_stack_pointer, self->stack_pointer);
-    if (k.alive) fail(divergence());
+    for (u32 rank = 0; rank < k.together; rank++) {
+        if (k.blocks[rank]->alive) fail(divergence());
+    }
+    std::string slack;
+    for (u32 rank = 0; rank < k.together && slack.empty(); rank++) {
+        Block& block = *k.blocks[rank];
+        if (!block.there) show(block, true);
+        index = block.index;
+        slack = check_slack(block);
+    }
+    return slack;
 }
 
 }  // namespace
 
 const std::string& last_report() {
-    return m().report;
+    static const std::string none;
+    return machine ? machine->report : none;
 }
 
 Fault run(const Launch& launch, const Order& order) {
-    set_up();
+    dim3 c = launch.cluster;
+    set_up(c.x * c.y * c.z);
     Machine& k = *machine;
     k.launch = &launch;
     k.launches++;
     k.order = order;
     k.random = (order.seed + 1) * 0x9e3779b97f4a7c15ull ^ k.launches << 32;
     if (!k.random) k.random = 1;
+    k.together = c.x * c.y * c.z;
     k.count = launch.block.x * launch.block.y * launch.block.z;
     block_extent = launch.block;
     grid_extent = launch.grid;
+    cluster_extent = launch.cluster;
     k.static_used = 0;
     k.reds.clear();
     k.values[0] = launch.kernel->body;
@@ -424,14 +473,15 @@ Fault run(const Launch& launch, const Order& order) {
         k.values[i + 1] = (void*)(launch.arguments.data() + launch.offsets[i]);
     }
 #if !defined(__x86_64__) || defined(STANDIN_UCONTEXT)
-    k.main_stack_pointer = &contexts[MAX_THREADS];
+    k.main_stack_pointer = &contexts[MAX_CLUSTER * MAX_THREADS];
 #endif
-    u64 blocks = u64(launch.grid.x) * launch.grid.y * launch.grid.z;
+    dim3 clusters = {launch.grid.x / c.x, launch.grid.y / c.y, launch.grid.z / c.z};
+    u64 count = u64(clusters.x) * clusters.y * clusters.z;
     std::vector<u64> shuffled;
     if (order.kind == Order::Shuffle) {
-        shuffled.resize(blocks);
+        shuffled.resize(count);
         std::iota(shuffled.begin(), shuffled.end(), 0);
-        for (u64 i = blocks; i > 1; i--) std::swap(shuffled[i - 1], shuffled[random_bits() % i]);
+        for (u64 i = count; i > 1; i--) std::swap(shuffled[i - 1], shuffled[random_bits() % i]);
     }
     Signals signals;
     self = nullptr;
@@ -440,15 +490,12 @@ Fault run(const Launch& launch, const Order& order) {
     switch (sigsetjmp(k.fault, 1)) {
         case 0: {
             k.running = true;
-            for (u64 i = 0; i < blocks; i++) {
-                u64 b = order.kind == Order::Forward ? i : order.kind == Order::Reverse ? blocks - 1 - i : shuffled[i];
-                block_index = {u32(b % launch.grid.x), u32(b / launch.grid.x % launch.grid.y),
-                               u32(b / launch.grid.x / launch.grid.y)};
-                run_block(launch);
-                self = nullptr;
-                std::string slack = check_slack();
+            for (u64 i = 0; i < count; i++) {
+                u64 b = order.kind == Order::Forward ? i : order.kind == Order::Reverse ? count - 1 - i : shuffled[i];
+                uint3 index, number = {u32(b % clusters.x), u32(b / clusters.x % clusters.y), u32(b / clusters.x / clusters.y)};
+                std::string slack = run_cluster(number, index);
                 if (!slack.empty()) {
-                    report(slack, false);
+                    report(slack, false, index);
                     fault = Fault::Memory;
                     break;
                 }
@@ -456,146 +503,25 @@ Fault run(const Launch& launch, const Order& order) {
             break;
         }
         case 1:
-            report(k.problem, false);
+            report(k.problem, false, self->home->index);
             fault = Fault::Other;
             break;
         default:
             if (k.fault_signal == SIGFPE) {
-                report("an integer division by zero", true);
+                report("an integer division by zero", true, self->home->index);
                 fault = Fault::Other;
             } else {
-                report((k.fault_writes ? "a write to " : "a read of ") + describe(k.fault_address), true);
+                std::string what = (k.fault_writes ? "a write to " : "a read of ") + describe(k.fault_address);
+                report(what, true, self->home->index);
                 fault = Fault::Memory;
             }
+    }
+    if (fault != Fault::None) {
+        for (u32 rank = 0; rank < k.together; rank++) show(*k.blocks[rank], true);
     }
     k.running = false;
     self = nullptr;
     return fault;
-}
-
-// What kernels call --------------------------------------------------------------------------------
-
-bool meet(u32 mask, void* post, const char* what, const Place& place) {
-    Machine& k = *machine;
-    u32 lane = self->linear % WARP, warp_number = self->linear / WARP;
-    Warp& warp = k.warps[warp_number];
-    if (!(mask >> lane & 1)) fail(thread_name(*self) + " is not in the mask of its " + what);
-    warp.posts[lane] = post;
-    self->waits_for = what;
-    self->place = place;
-    self->mask = mask;
-    warp.meeting |= 1u << lane;
-    if ((warp.meeting & mask) != mask) {
-        stop_running(*self);
-        leave();
-        return false;
-    }
-    for (u32 other = 0; other < WARP; other++) {
-        if (!(mask >> other & 1)) continue;
-        const Thread& thread = k.threads[warp_number * WARP + other];
-        bool same = thread.mask == mask && thread.place.line() == place.line() && !strcmp(thread.waits_for, what);
-        if (!same) fail("divergence in a warp: " + where(*self) + ", but " + where(thread));
-    }
-    return true;
-}
-
-void** posts() {
-    return machine->warps[self->linear / WARP].posts;
-}
-
-void part(u32 mask) {
-    u32 warp = self->linear / WARP;
-    machine->warps[warp].meeting &= ~mask;
-    make_runnable(warp, mask);
-    // Who came last goes on first only if it is its turn.
-    if (machine->order.kind != Order::Forward) leave();
-}
-
-void barrier(u32 id, u32 threads, const char* what, const Place& place) {
-    Machine& k = *machine;
-    if (id >= BARRIERS) fail("there is no barrier " + std::to_string(id));
-    Barrier& barrier = k.barriers[id];
-    u32 expected = threads ? threads : k.count;
-    self->waits_for = what;
-    self->place = place;
-    if (barrier.arrived == 0) {
-        barrier.expected = expected;
-    } else if (barrier.expected != expected) {
-        fail(where(*self) + " with another number of threads than those before it");
-    }
-    barrier.waiting[self->linear / WARP] |= 1u << self->linear % WARP;
-    if (++barrier.arrived < expected) {
-        stop_running(*self);
-        leave();
-        return;
-    }
-    // In the whole block all must wait at the same line: else some are elsewhere.
-    for (u32 w = 0; w < MAX_WARPS; w++) {
-        for (u32 lanes = barrier.waiting[w]; lanes && !threads; lanes &= lanes - 1) {
-            const Thread& thread = k.threads[w * WARP + std::countr_zero(lanes)];
-            if (thread.place.line() != place.line()) fail("divergence: " + where(*self) + ", but " + where(thread));
-        }
-        make_runnable(w, barrier.waiting[w]);
-        barrier.waiting[w] = 0;
-    }
-    barrier.arrived = 0;
-    k.warp = choose(k.runnable_warps);
-    leave();
-}
-
-void trap(const char* what, const Place& place) {
-    char line[16];
-    snprintf(line, sizeof line, ":%u", place.line());
-    fail(thread_name(*self) + ": " + what + " at " + place.file_name() + line);
-}
-
-void* static_shared(Site& site, size_t bytes, size_t alignment) {
-    Machine& k = *machine;
-    if (site.launch != k.launches) {
-        // From the end of the memory down, so that the first array ends at the guard page.
-        size_t top = k.static_used + (k.static_used ? RED : 0);
-        size_t used = (top + bytes + 127) / 128 * 128;
-        if (k.static_used == 0) used = (bytes + alignment - 1) / alignment * alignment;
-        if (used > STATIC_SHARED) fail("more than 48 KiB of static shared memory");
-        unsigned char* from = k.static_end - used;
-        memset(from, UNSET, used - k.static_used);
-        unsigned char* after = from + bytes;
-        if (after + RED <= k.static_end - k.static_used) k.reds.push_back({after});
-        k.static_used = used;
-        site = {k.launches, from};
-    }
-    return site.memory;
-}
-
-void* dynamic_shared() {
-    return machine->dynamic_end - (machine->launch->dynamic_shared + 15) / 16 * 16;
-}
-
-void copy_async(void* to, const void* from, u32 bytes, u32 zeros) {
-    // It lands only when it is waited for. What it reads must be readable now.
-    if (self->copies.empty()) self->copies.emplace_back();
-    if (bytes) (void)*(volatile const unsigned char*)from;
-    self->copies.back().push_back({to, from, bytes, zeros});
-}
-
-void copy_commit() {
-    if (self->copies.empty()) self->copies.emplace_back();
-    self->copies.emplace_back();
-}
-
-void copy_wait(u32 groups_left) {
-    auto& copies = self->copies;
-    if (copies.empty()) return;
-    // The last group is open and is not waited for.
-    size_t closed = copies.size() - 1;
-    size_t land = closed > groups_left ? closed - groups_left : 0;
-    for (size_t g = 0; g < land; g++) {
-        for (auto& copy : copies[g]) {
-            if (copy.bytes) memcpy(copy.to, copy.from, copy.bytes);
-            if (copy.zeros) memset((unsigned char*)copy.to + copy.bytes, 0, copy.zeros);
-        }
-    }
-    copies.erase(copies.begin(), copies.begin() + ptrdiff_t(land));
 }
 
 }  // namespace standin

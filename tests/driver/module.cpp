@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -60,6 +61,8 @@ CUresult load(void** handle, const void* data, Logs logs) {
     bool fits = image.is_ptx ? image.target <= d.capability
                              : image.target / 10 == d.capability / 10 && image.target <= d.capability;
     if (image.exact) fits = image.target == d.capability;
+    const char* cubins = getenv("TWOCLOCKS_STANDIN_CUBIN");
+    if (!image.is_ptx && cubins && !strcmp(cubins, "refuse")) fits = false;
     if (!fits) return refuse(NO_BINARY_FOR_GPU, "the image is for sm_" + std::to_string(image.target));
     for (auto& entry : image.entries) {
         const Kernel* kernel = find_kernel(entry.name);
@@ -214,8 +217,9 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int t
 
 // Launches ------------------------------------------------------------------------------------------
 
-static CUresult launch(void* handle, dim3 grid, dim3 block, u32 shared, void* stream_handle, void** parameters, void** extra) {
-    ENTER();
+static CUresult launch(void* handle, dim3 grid, dim3 block, u32 shared, void* stream_handle, void** parameters, void** extra,
+                       dim3 cluster = {}) {
+    ENTER_AS("cuLaunchKernel");
     Function* function = find_function(handle);
     Stream* stream = find_stream(stream_handle);
     if (!function || !stream) return INVALID_HANDLE;
@@ -224,8 +228,17 @@ static CUresult launch(void* handle, dim3 grid, dim3 block, u32 shared, void* st
     if (block.x > 1024 || block.y > 1024 || block.z > 64) return INVALID_VALUE;
     if (block.x * block.y * block.z > function->entry.max_threads) return INVALID_VALUE;
     if (shared > function->dynamic_limit) return INVALID_VALUE;
+    u64 together = u64(cluster.x) * cluster.y * cluster.z;
+    if (together != 1) {
+        if (driver().capability < 90) {
+            fprintf(stderr, "stand-in: clusters need compute capability 9.0\n");
+            return NOT_SUPPORTED;
+        }
+        bool divides = together && !(grid.x % cluster.x) && !(grid.y % cluster.y) && !(grid.z % cluster.z);
+        if (!divides || together > MAX_CLUSTER) return INVALID_CLUSTER_SIZE;
+    }
 
-    Launch launch{function->kernel, grid, block, shared, {}, {}};
+    Launch launch{function->kernel, grid, block, shared, {}, {}, cluster};
     size_t end = 0;
     for (size_t bytes : function->kernel->parameters) {
         size_t alignment = std::min<size_t>(bytes & -bytes, 16);
@@ -295,16 +308,50 @@ struct LaunchConfiguration {
 
 API cuLaunchKernelEx(const LaunchConfiguration* c, void* function, void** parameters, void** extra) {
     if (!c) return INVALID_VALUE;
+    dim3 cluster;
     for (u32 i = 0; i < c->count; i++) {
         auto& attribute = c->attributes[i];
         constexpr u32 COOPERATIVE = 2, CLUSTER = 4, PROGRAMMATIC = 6, PRIORITY = 8;
         auto& extents = attribute.value.extents;
-        bool one_cluster = attribute.id == CLUSTER && u64(extents[0]) * extents[1] * extents[2] == 1;
         bool no_cooperation = attribute.id == COOPERATIVE && !attribute.value.flag;
-        if (attribute.id == 0 || attribute.id == PROGRAMMATIC || attribute.id == PRIORITY || one_cluster || no_cooperation) continue;
+        if (attribute.id == CLUSTER) cluster = {extents[0], extents[1], extents[2]};
+        bool known = attribute.id == 0 || attribute.id == CLUSTER || attribute.id == PROGRAMMATIC || attribute.id == PRIORITY;
+        if (known || no_cooperation) continue;
         fprintf(stderr, "stand-in: launch attribute %u is not supported\n", attribute.id);
         return NOT_SUPPORTED;
     }
     return launch(function, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared,
-                  c->stream, parameters, extra);
+                  c->stream, parameters, extra, cluster);
+}
+
+// Tensor maps ---------------------------------------------------------------------------------------
+
+/// Tiled, with the swizzle of 128 bytes and zeros outside: what kernels/common/hopper.cuh has.
+API cuTensorMapEncodeTiled(void* to, int type, u32 rank, void* address, const u64* extents, const u64* strides,
+                           const u32* box, const u32* element_strides, int interleave, int swizzle, int promotion, int fill) {
+    if (!to || u64(to) % 64 || !address || u64(address) % 16) return INVALID_VALUE;
+    constexpr int SHORT = 9, FLOAT = 7, SWIZZLE_128 = 3;
+    if (rank < 2 || rank > 3 || (type != SHORT && type != FLOAT) || swizzle != SWIZZLE_128 || interleave || fill) {
+        fprintf(stderr, "stand-in: a tensor map of a kind that is not supported\n");
+        return NOT_SUPPORTED;
+    }
+    if (promotion < 0 || promotion > 3) return INVALID_VALUE;
+    TensorMap map = {};
+    map.magic = TensorMap::MAGIC;
+    map.address = (unsigned char*)address;
+    map.rank = rank;
+    map.element_bytes = type == SHORT ? 2 : 4;
+    map.strides[0] = map.element_bytes;
+    for (u32 i = 0; i < 3; i++) {
+        bool there = i < rank;
+        if (there && (!extents[i] || extents[i] > 1ull << 32 || !box[i] || box[i] > 256 || element_strides[i] != 1)) return INVALID_VALUE;
+        map.extents[i] = there ? u32(extents[i]) : 1;
+        map.box[i] = there ? box[i] : 1;
+        if (there && i && (strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40)) return INVALID_VALUE;
+        if (there && i) map.strides[i] = strides[i - 1];
+    }
+    // The box's rows: as long as the pattern.
+    if (map.box[0] * map.element_bytes > 128 || map.box[0] * map.element_bytes % 16) return INVALID_VALUE;
+    memcpy(to, &map, sizeof map);
+    return SUCCESS;
 }

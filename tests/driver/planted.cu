@@ -1,5 +1,5 @@
 // Kernels with a fault each, that the stand-in must catch, and some that time it. Never shipped.
-#include "common/cuda.cuh"
+#include "common/hopper.cuh"
 
 /// y[i] = x[of the neighbour's lane in another warp], by shared memory, with or without the barrier it needs.
 template <bool WITH_BARRIER>
@@ -119,4 +119,77 @@ KERNEL(tool_short_types, 256, (const float* x, u16* as_bf16, u16* as_half, float
     as_half[i] = float_to_half(x[i]);
     from_bf16[i] = to_float(bf16{u16(i)});
     from_half[i] = half_to_float(u16(i));
+}
+
+/// y[block][i] = what the next block of the cluster has in static and dynamic shared memory; with a barrier before (1), after (2).
+DEVICE void cluster_neighbour(u32* y, u32 barriers) {
+    SHARED(u32, box, [64]);
+    DYNAMIC_SHARED(u32, other_box);
+    u32 i = threadIdx.x, block = blockIdx.x + gridDim.x * blockIdx.y;
+    box[i] = 1000 * block + i;
+    other_box[63 - i] = 7 * block + i;
+    if (barriers & 1) cluster_sync();
+    u32 next = (cluster_rank() + 1) % cluster_blocks();
+    u32 sum = *of_block(box + 63 - i, next) + *of_block(other_box + i, next);
+    if (barriers & 2) cluster_sync();
+    y[block * 64 + i] = sum;
+}
+KERNEL(tool_cluster, 64, (u32* y)) { cluster_neighbour(y, 3); }
+KERNEL(planted_cluster_begins, 64, (u32* y)) { cluster_neighbour(y, 2); }
+KERNEL(planted_cluster_returns, 64, (u32* y)) { cluster_neighbour(y, 1); }
+KERNEL(planted_cluster_absent, 64, (u32* y)) {
+    if (cluster_rank() == 1 && threadIdx.x == 9) return;
+    cluster_sync();
+    y[threadIdx.x] = 1;
+}
+KERNEL(planted_cluster_rank, 64, (u32* y)) {
+    SHARED(u32, box, [64]);
+    box[threadIdx.x] = 1;
+    cluster_sync();
+    y[threadIdx.x] = *of_block(box, cluster_blocks());
+    cluster_sync();
+}
+
+/// y [64][64] = a box of the tensor, by way of shared memory, and back into `to`; `fault` says what is wrong.
+KERNEL(planted_tile, 64, (u16* y, u32 fault, TENSOR_MAP(map), TENSOR_MAP(to))) {
+    DYNAMIC_SHARED(u8, given);
+    u8* tile = given + (0u - u32(u64(given))) % 1024;
+    u32 i = threadIdx.x;
+    Mbarrier* barrier = (Mbarrier*)(tile + 8192);
+    if (i == 0 && fault != 1) {
+        mbarrier_init(barrier, 1);
+        mbarrier_ready();
+    }
+    __syncthreads();
+    if (i == 0) {
+        if (fault != 2) mbarrier_expect(barrier, fault == 3 ? 8192 + 128 : fault == 4 ? 4096 : 8192);
+        tile_load(tile, map, 8, 3, barrier);
+    }
+    if (fault != 5) mbarrier_wait(barrier, 0);
+    for (u32 r = 0; r < 64; r++) y[r * 64 + i] = ((u16*)tile)[r * 64 + ((i / 8 ^ r % 8) * 8 + i % 8)];
+    // The rows that came first are stored once more, as 32-bit numbers.
+    if (i == 0) {
+        tile_store(to, tile, 0, 0, 0);
+        commit_stores();
+        if (fault != 6) wait_stores<0>();
+    }
+}
+/// A product of a warpgroup on memory that is set here; wrong in one way.
+KERNEL(planted_product, 128, (float* y, u32 fault)) {
+    DYNAMIC_SHARED(u8, given);
+    u8* tile = given + (0u - u32(u64(given))) % 1024;
+    for (u32 i = threadIdx.x; i < 64 * 64 + 128 * 64; i += 128) ((u16*)tile)[i] = 0x3f80;
+    fence_shared();
+    __syncthreads();
+    u64 a = matrix_descriptor(shared_address(tile), 16, 1024), b = matrix_descriptor(shared_address(tile) + 8192, 16, 1024);
+    if (fault == 1) a &= ~SWIZZLE_128;
+    if (fault == 2) a = advance(a, threadIdx.x % 2 * 32);
+    float sums[64];
+    for (u32 i = 0; i < 64; i++) sums[i] = -1;
+    products_begin();
+    multiply<128, false, false>(sums, a, b, 0);
+    products_commit();
+    if (fault != 3) products_wait<0>();
+    settle(sums);
+    y[threadIdx.x] = sums[threadIdx.x % 64];
 }

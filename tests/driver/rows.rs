@@ -1,17 +1,23 @@
-//! Reductions and the cross-entropy against their oracles.
+//! Operations along rows and columns against their oracles, with the launches that the crate makes.
 
 use crate::common::{Random, assert_close};
-use crate::elementwise::{assert_close_bf16, bf16s, f32s};
-use crate::gpu::{Gpu, NULL, at, digest, launch};
+use crate::gpu::digest;
 use crate::on_stand_in;
-use twoclocks::TensorType;
+use std::sync::Arc;
 use twoclocks::device::Control;
+use twoclocks::ops::layer_norm::LayerNorm;
+use twoclocks::ops::layer_norm_backward::LayerNormBackward;
+use twoclocks::ops::log_softmax::LogSoftmax;
 use twoclocks::ops::reduce::{Kind, Reduce};
-use twoclocks::ops::softmax_cross_entropy::{SoftmaxCrossEntropy, Targets};
+use twoclocks::ops::rms_norm::RmsNorm;
+use twoclocks::ops::rms_norm_backward::RmsNormBackward;
+use twoclocks::ops::softmax::Softmax;
+use twoclocks::ops::softmax_backward::SoftmaxBackward;
 use twoclocks::ops::{Operation, Tolerance, Values};
+use twoclocks::{DType, Device, Recorder, Store, Tape, TensorType};
 
 /// What the oracle of an operation makes of its inputs.
-fn oracle(op: &dyn Operation, inputs: &[Values]) -> Vec<Values> {
+pub fn oracle(op: &dyn Operation, inputs: &[Values]) -> Vec<Values> {
     let types: Vec<TensorType> = inputs.iter().map(|input| input.tensor_type.clone()).collect();
     let outputs = op.infer(&types).expect("the types fit");
     let mut outputs: Vec<Values> = outputs.into_iter().map(Values::zeros).collect();
@@ -20,242 +26,224 @@ fn oracle(op: &dyn Operation, inputs: &[Values]) -> Vec<Values> {
 }
 
 /// f32 values of mixed sign, exact in f64.
-fn uniform(shape: &[usize], random: &mut Random, size: f64) -> Values {
+pub fn uniform(shape: &[usize], random: &mut Random, size: f64) -> Values {
+    between(shape, random, -size, size)
+}
+
+/// f32 values of a range, exact in f64.
+pub fn between(shape: &[usize], random: &mut Random, low: f64, high: f64) -> Values {
     let tensor_type = TensorType::f32(shape);
-    let one = |_| f64::from(((random.unit() * 2.0 - 1.0) * size) as f32);
+    let one = |_| f64::from((low + (high - low) * random.unit()) as f32);
     let data = (0..tensor_type.elements()).map(one).collect();
     Values { tensor_type, data }
 }
 
+/// What a GPU makes of the inputs. All tensors begin `offset` elements after an aligned address.
+pub fn on_gpu(op: Arc<dyn Operation>, inputs: &[Values], offset: usize) -> Vec<Vec<f32>> {
+    on_gpu_by(op, inputs, offset).0
+}
+
+/// The same, and the modules of the kernels that did it.
+pub fn on_gpu_by(
+    op: Arc<dyn Operation>,
+    inputs: &[Values],
+    offset: usize,
+) -> (Vec<Vec<f32>>, Vec<String>) {
+    let device = Device::cuda("cuda:0").expect("the stand-in has a device");
+    let mut store = Store::new(&device);
+    let mut regions = Vec::new();
+    for input in inputs {
+        let padding = std::iter::repeat_n(f64::NAN, offset);
+        let all: Vec<f64> = padding.chain(input.data.iter().copied()).collect();
+        regions.push(match input.tensor_type.dtype {
+            DType::U32 => store.upload("u32", &all.iter().map(|&x| x as u32).collect::<Vec<_>>()),
+            _ => store.upload("f32", &all.iter().map(|&x| x as f32).collect::<Vec<_>>()),
+        });
+    }
+    let types: Vec<TensorType> = inputs.iter().map(|input| input.tensor_type.clone()).collect();
+    let output_types = op.infer(&types).expect("the types fit");
+    let outputs_at: Vec<_> = output_types
+        .iter()
+        .map(|output| store.upload("output", &vec![f32::NAN; output.elements() + offset + 1]))
+        .collect();
+    let mut tape = Tape::new(&store);
+    let vars: Vec<_> = types
+        .iter()
+        .zip(&regions)
+        .map(|(t, &region)| tape.persistent("input", region, offset, &t.shape).expect("input"))
+        .collect();
+    let outputs = tape.push(op, &vars).expect("the types fit");
+    for (&output, &region) in outputs.iter().zip(&outputs_at) {
+        tape.place(output, region, offset).expect("place");
+    }
+    let mut recording = tape.compile(&store).expect("there is a kernel");
+    recording.replay(&mut store).expect("it runs");
+    let read = |(output, &region): (&TensorType, &twoclocks::tape::Region)| {
+        let mut all = vec![0f32; output.elements() + offset + 1];
+        store.read(region, 0, &mut all).expect("read");
+        assert!(all[..offset].iter().all(|x| x.is_nan()), "nothing before a tensor is written");
+        assert!(all.pop().is_some_and(f32::is_nan), "nothing after a tensor is written");
+        all.split_off(offset)
+    };
+    let kernels = recording.nodes().iter().map(|node| node.kernel.to_owned()).collect();
+    (output_types.iter().zip(&outputs_at).map(read).collect(), kernels)
+}
+
+/// A GPU beside the oracle, at aligned addresses and at others: where the kernel does not see a difference but in
+/// how it reads, the bits are the same.
+fn check(what: &str, op: impl Operation + Clone, inputs: &[Values], tolerance: Tolerance) {
+    let want = oracle(&op, inputs);
+    let got = on_gpu(Arc::new(op.clone()), inputs, 0);
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        digest(&format!("{what} {i}"), got);
+        assert_close(&format!("{what}, output {i}"), got, &want.data, tolerance);
+    }
+    let bits =
+        |all: &[Vec<f32>]| -> Vec<u32> { all.iter().flatten().map(|x| x.to_bits()).collect() };
+    let beside = on_gpu(Arc::new(op), inputs, 1);
+    assert!(bits(&got) == bits(&beside), "{what}: other bits at an odd address");
+}
+
 on_stand_in! {
     fn reduce() {
-        let gpu = Gpu::new();
+        // Short and long rows; columns side by side, few and many; rows that are cut, and many matrices.
         let shapes = [
-            [1, 1, 1], [1, 1000, 1], [5, 31, 1], [3, 1025, 1], [2, 4099, 1], [1, 7, 5], [1, 300, 33],
-            [3, 65, 64], [2, 129, 100],
+            [1, 1, 1], [9, 31, 1], [3, 512, 1], [2, 513, 1], [3, 1025, 1], [2, 20_011, 1], [70_001, 3, 1], [1, 0, 1],
+            [1, 128, 10], [1, 6000, 10], [1, 1, 5], [2, 300, 33], [3, 65, 64], [1, 10_007, 2], [1, 16, 5000],
+            [1, 200, 4096], [1, 70, 1028], [70_001, 2, 2], [1, 3, 1025], [2, 0, 5],
         ];
         for (number, [outer, extent, inner]) in shapes.into_iter().enumerate() {
-            for (kind, name) in [(Kind::Sum, "sum"), (Kind::Mean, "sum"), (Kind::Max, "max")] {
-                let what = format!("{kind:?} {outer}x{extent}x{inner}");
+            for kind in [Kind::Sum, Kind::Mean, Kind::Max] {
+                // The maximum of nothing is refused; many blocks take their time.
+                if (extent == 0 || outer > 1000) && kind != Kind::Sum {
+                    continue;
+                }
                 let x = uniform(&[outer, extent, inner], &mut Random(number as u64), 1.0);
                 let op = Reduce { kind, axes: vec![1], dropped: vec![1] };
-                let want = oracle(&op, std::slice::from_ref(&x)).remove(0);
-                let scale = if kind == Kind::Mean { 1.0 / extent as f32 } else { 1.0f32 };
-                let from = gpu.upload(&f32s(&x));
-                let (count, y) = (outer * inner, gpu.unset::<f32>(outer * inner));
-                let per_part = 512usize;
-                let parts = extent.div_ceil(per_part);
-                let scratch = gpu.unset::<f32>(parts * count);
-                let columns = gpu.kernel("reduce", &format!("reduce_{name}_columns_f32"));
-                // Where there is one part, it goes to the result at once.
-                let (to, first_scale) = if parts == 1 { (at(&y), scale) } else { (at(&scratch), 1.0) };
-                let (extent, inner, outer) = (extent as u32, inner as u32, outer as u32);
-                let (per_part, parts) = (per_part as u32, parts as u32);
-                if inner == 1 {
-                    let rows = gpu.kernel("reduce", &format!("reduce_{name}_rows_f32"));
-                    launch!(gpu, rows, (outer, parts, 1), 256, 0, at(&from), to, extent, per_part, first_scale)
-                } else {
-                    let grid = (inner.div_ceil(32), parts, outer);
-                    launch!(gpu, columns, grid, 256, 0, at(&from), to, extent, inner, per_part, first_scale)
-                }.expect("it runs");
-                if parts > 1 {
-                    let grid = ((count as u32).div_ceil(32), 1, 1);
-                    launch!(gpu, columns, grid, 256, 0, at(&scratch), at(&y), parts, count as u32, parts, scale)
-                        .expect("it runs");
-                }
-                let got = gpu.download(&y);
-                digest(&what, &got);
                 let exact = kind == Kind::Max;
-                let tolerance =
-                    if exact { Tolerance::Exact } else { Tolerance::Accumulation(extent as usize) };
+                let tolerance = if exact { Tolerance::Exact } else { Tolerance::Accumulation(extent) };
+                let what = format!("{kind:?} {outer}x{extent}x{inner}");
+                let want = oracle(&op, std::slice::from_ref(&x)).remove(0);
+                let got = on_gpu(Arc::new(op), &[x], number % 2).remove(0);
+                digest(&what, &got);
                 assert_close(&what, &got, &want.data, tolerance);
             }
         }
     }
 }
 
-/// What the kernels of the cross-entropy give: loss, dlogits (f32 or bf16 bits), statistics, loss of each row.
-struct CrossEntropy {
-    loss: f32,
-    dlogits: Vec<f32>,
-    dlogits_bf16: Vec<u16>,
-    statistics: Vec<f32>,
-    per_row: Vec<f32>,
-}
+/// Around the lengths at which another form of a kernel serves, whole groups of four and not.
+const LENGTHS: [usize; 22] = [
+    1, 7, 10, 32, 33, 128, 256, 257, 512, 513, 1000, 1024, 1025, 2048, 2051, 4096, 4097, 6144,
+    8192, 8193, 33_000, 50_257,
+];
 
-fn cross_entropy(
-    gpu: &Gpu,
-    inputs: &[Values],
-    targets: Targets,
-    variant: &str,
-    in_bf16: bool,
-    backward: bool,
-) -> CrossEntropy {
-    let (rows, classes) = (inputs[0].rows(), inputs[0].columns());
-    let dtype = if in_bf16 { "bf16" } else { "f32" };
-    let (name, smoothing) = match targets {
-        Targets::Labels { smoothing } => ("labels", smoothing),
-        Targets::Distributions => ("distributions", 0.0),
-    };
-    let name = format!("softmax_cross_entropy_{dtype}_{name}_{variant}");
-    let kernel = gpu.kernel("softmax_cross_entropy", &name);
-    let finish = gpu.kernel("softmax_cross_entropy", "softmax_cross_entropy_finish");
-    let wide = gpu.upload(&f32s(&inputs[0]));
-    let narrow = gpu.upload(&bf16s(&inputs[0].data).0);
-    let labels: Vec<u32> = inputs[1].data.iter().map(|&x| x as u32).collect();
-    let (labels, weights) = (gpu.upload(&labels), gpu.upload(&f32s(&inputs[1])));
-    let given = if name.contains("labels") { at(&labels) } else { at(&weights) };
-    let (dz, dz_bf16) = (gpu.unset::<f32>(rows * classes), gpu.unset::<u16>(rows * classes));
-    let (results, per_row) = (gpu.unset::<f32>(rows * 4), gpu.unset::<f32>(rows));
-    let (loss, statistics) = (gpu.unset::<f32>(1), gpu.unset::<f32>(4));
-    let (threads, at_once) = match variant {
-        "16" => (128, 8),
-        "256" => (128, 4),
-        _ => (256, 1),
-    };
-    let logits = if in_bf16 { at(&narrow) } else { at(&wide) };
-    let to = match (backward, in_bf16) {
-        (false, _) => NULL,
-        (true, true) => at(&dz_bf16),
-        (true, false) => at(&dz),
-    };
-    let (r, c) = (rows as u32, classes as u32);
-    launch!(
-        gpu,
-        kernel,
-        r.div_ceil(at_once),
-        threads,
-        0,
-        logits,
-        given,
-        smoothing,
-        to,
-        at(&per_row),
-        at(&results),
-        r,
-        c
-    )
-    .expect("it runs");
-    launch!(gpu, finish, 1, 1024, 0, at(&results), at(&loss), at(&statistics), r, c)
-        .expect("it runs");
-    CrossEntropy {
-        loss: gpu.download(&loss)[0],
-        dlogits: gpu.download(&dz),
-        dlogits_bf16: gpu.download(&dz_bf16),
-        statistics: gpu.download(&statistics),
-        per_row: gpu.download(&per_row),
-    }
+fn rows_for(length: usize) -> usize {
+    if length < 2000 { 9 } else { 2 }
 }
 
 on_stand_in! {
-    fn softmax_cross_entropy() {
-        let gpu = Gpu::new();
-        let shapes = [(1, 1), (5, 2), (9, 10), (17, 16), (3, 17), (5, 100), (6, 256), (2, 257), (3, 1000), (2, 5003)];
-        for (number, (rows, classes)) in shapes.into_iter().enumerate() {
-            for targets in [
-                Targets::Labels { smoothing: 0.0 },
-                Targets::Labels { smoothing: 0.1 },
-                Targets::Distributions,
-            ] {
-                let mut random = Random(number as u64 + 1);
-                let mut logits = uniform(&[rows, classes], &mut random, 8.0);
-                // A margin of 30 in the first row: p - 1 would be zero there.
-                logits.data[classes - 1] = 40.0;
-                let given = match targets {
-                    Targets::Labels { .. } => {
-                        let mut data: Vec<f64> = (0..rows).map(|_| random.below(classes as u64) as f64).collect();
-                        data[0] = (classes - 1) as f64;
-                        Values { tensor_type: TensorType::u32([rows]), data }
-                    }
-                    Targets::Distributions => {
-                        let mut weights = uniform(&[rows, classes], &mut random, 1.0);
-                        for r in 0..rows {
-                            let row = weights.row_mut(r);
-                            row.iter_mut().for_each(|t| *t = t.abs() + 0.01);
-                            let sum: f64 = row.iter().sum();
-                            row.iter_mut().for_each(|t| *t = f64::from((*t / sum) as f32));
-                        }
-                        weights
-                    }
-                };
-                for variant in ["16", "256", "block"] {
-                    if variant.parse::<usize>().is_ok_and(|most| classes > most) {
-                        continue;
-                    }
-                    let what = format!("{rows}x{classes} {targets:?} {variant}");
-                    let inputs = [logits.clone(), given.clone()];
-                    let want = oracle(&SoftmaxCrossEntropy { targets }, &inputs);
-                    let got = cross_entropy(&gpu, &inputs, targets, variant, false, true);
-                    digest(&what, &got.dlogits);
-                    digest(&what, &[got.loss]);
-                    digest(&what, &got.statistics);
-                    // z - m of up to 48 is rounded before its exponential is taken: 24 units in the last place of
-                    // e; sums over classes in the order of a few hundred additions at most.
-                    let tolerance = Tolerance::Rounding(80.0);
-                    assert_close(&format!("{what} loss"), &[got.loss], &want[0].data, tolerance);
-                    assert_close(&format!("{what} dlogits"), &got.dlogits, &want[1].data, tolerance);
-                    assert_close(&format!("{what} statistics"), &got.statistics, &want[2].data, tolerance);
-                    assert_close(&format!("{what} per_row"), &got.per_row, &want[3].data, tolerance);
-                    let forward = cross_entropy(&gpu, &inputs, targets, variant, false, false);
-                    assert_eq!(forward.loss.to_bits(), got.loss.to_bits(), "{what}: without the gradient");
-
-                    let rounded = Values { data: bf16s(&logits.data).1, ..logits.clone() };
-                    let inputs = [rounded, given.clone()];
-                    let want = oracle(&SoftmaxCrossEntropy { targets }, &inputs);
-                    let got = cross_entropy(&gpu, &inputs, targets, variant, true, true);
-                    digest(&what, &got.dlogits_bf16);
-                    assert_close(&format!("{what} bf16 loss"), &[got.loss], &want[0].data, tolerance);
-                    assert_close_bf16(&format!("{what} bf16"), &got.dlogits_bf16, &want[1].data, 1.1);
-                }
-            }
+    fn softmax_and_its_logarithm() {
+        for length in LENGTHS {
+            let mut random = Random(length as u64);
+            let x = uniform(&[rows_for(length), length], &mut random, 6.0);
+            // As the cases of both: an exponential has the absolute error of x - m as a relative one.
+            check(&format!("softmax {length}"), Softmax, std::slice::from_ref(&x), Tolerance::Rounding(40.0));
+            check(&format!("log_softmax {length}"), LogSoftmax, &[x], Tolerance::Rounding(8.0));
+            let y = between(&[rows_for(length), length], &mut random, 0.0, 2.0 / length as f64);
+            let dy = uniform(&[rows_for(length), length], &mut random, 1.0);
+            let tolerance = Tolerance::Accumulation(length);
+            check(&format!("softmax_backward {length}"), SoftmaxBackward, &[y, dy], tolerance);
         }
     }
 }
 
-/// Of logits and labels.
-type Change<'a> = &'a dyn Fn(&mut [f64], &mut [f64]);
+on_stand_in! {
+    fn softmax_at_its_edges() {
+        let infinity = f64::INFINITY;
+        for length in [5, 40, 1300, 5000, 26_000] {
+            let mut random = Random(length as u64);
+            let mut x = uniform(&[6, length], &mut random, 1.0);
+            // A row far above the range of the exponential, and one far below; a single finite element; one element far
+            // above the others, in the part of a long row that is read again; then rows that give NaN.
+            x.row_mut(0).iter_mut().for_each(|x| *x = f64::from((*x + 1e5) as f32));
+            x.row_mut(1).iter_mut().for_each(|x| *x = f64::from((*x - 1e5) as f32));
+            x.row_mut(2).fill(-infinity);
+            x.row_mut(2)[length - 1] = 3.0;
+            x.row_mut(3)[length - 2] = 60.0;
+            x.row_mut(4).fill(-infinity);
+            x.row_mut(5)[length / 2] = f64::NAN;
+            let p = on_gpu(Arc::new(Softmax), std::slice::from_ref(&x), 0).remove(0);
+            let log = on_gpu(Arc::new(LogSoftmax), std::slice::from_ref(&x), 0).remove(0);
+            digest(&format!("{length}"), &[p.clone(), log.clone()].concat());
+            let good = Values { tensor_type: TensorType::f32([4, length]), data: x.data[..4 * length].to_vec() };
+            let want = oracle(&Softmax, std::slice::from_ref(&good)).remove(0);
+            assert_close(&format!("softmax {length}"), &p[..4 * length], &want.data, Tolerance::Rounding(250.0));
+            let want = oracle(&LogSoftmax, &[good]).remove(0);
+            let row = 2 * length;
+            assert!(log[row..row + length - 1].iter().all(|&y| y == f32::NEG_INFINITY), "{length}");
+            assert_eq!(log[row + length - 1], 0.0, "{length}");
+            // The logarithm of one that is nearly certain does not round to zero.
+            let (got, want_top) = (log[4 * length - 2], want.data[4 * length - 2]);
+            assert!(got < 0.0 && (f64::from(got) / want_top - 1.0).abs() < 1e-5, "{length}: {got} {want_top}");
+            assert_close(&format!("log_softmax {length}"), &log[..row], &want.data[..row], Tolerance::Rounding(8.0));
+            let bad = 4 * length;
+            assert!(p[bad..].iter().chain(&log[bad..]).all(|y| y.is_nan()), "{length}");
+            x.row_mut(4).fill(0.0);
+            x.row_mut(4)[length - 1] = infinity;
+            let p = on_gpu(Arc::new(Softmax), &[x], 0).remove(0);
+            assert!(p[bad..].iter().all(|y| y.is_nan()), "{length}: positive infinity");
+        }
+    }
+}
 
 on_stand_in! {
-    fn cross_entropy_at_its_edges() {
-        let gpu = Gpu::new();
-        for variant in ["16", "256", "block"] {
-            let targets = Targets::Labels { smoothing: 0.0 };
-            let run = |change: Change<'_>| {
-                let mut logits = Values {
-                    tensor_type: TensorType::f32([3, 4]),
-                    data: vec![0.0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0, -1.0, 5.0, 0.0, 2.0],
-                };
-                let mut labels = Values { tensor_type: TensorType::u32([3]), data: vec![3.0, 0.0, 2.0] };
-                change(&mut logits.data, &mut labels.data);
-                let inputs = [logits, labels];
-                let want = oracle(&SoftmaxCrossEntropy { targets }, &inputs);
-                (cross_entropy(&gpu, &inputs, targets, variant, false, true), want)
-            };
-            // Of equal logits the first is the argmax: two rows are right.
-            let (got, _) = run(&|_, _| ());
-            assert_eq!(got.statistics[2], 2.0, "{variant}");
-            let changes: [(&str, Change<'_>); 6] = [
-                ("a label out of range", &|_, y| y[1] = 4.0),
-                ("NaN", &|z, _| z[5] = f64::NAN),
-                ("NaN of the label", &|z, _| z[4] = f64::NAN),
-                ("infinity", &|z, _| z[6] = f64::INFINITY),
-                ("infinity of the label", &|z, _| z[4] = f64::INFINITY),
-                ("negative infinities", &|z, _| z[4..8].fill(f64::NEG_INFINITY)),
-            ];
-            for (name, change) in changes {
-                let (got, want) = run(change);
-                assert!(got.loss.is_nan() && want[0].data[0].is_nan(), "{variant}, {name}: {}", got.loss);
-                assert!(got.per_row[1].is_nan() && got.statistics[0].is_nan(), "{variant}, {name}");
-                assert!(got.statistics[1].is_nan(), "{variant}, {name}");
-                assert!(got.per_row[0].is_finite() && got.per_row[2].is_finite(), "{variant}, {name}");
-            }
-            let (got, want) = run(&|_, y| y[1] = 4.0);
-            assert!(got.dlogits[4..8].iter().all(|x| x.is_nan()), "{variant}");
-            assert_close(variant, &got.dlogits[..4], &want[1].data[..4], Tolerance::Rounding(40.0));
-            // A single negative infinity has no probability; as the label it costs infinitely much.
-            let (got, want) = run(&|z, _| z[5] = f64::NEG_INFINITY);
-            assert_close(variant, &got.dlogits, &want[1].data, Tolerance::Rounding(40.0));
-            assert_eq!(run(&|z, _| z[4] = f64::NEG_INFINITY).0.loss, f32::INFINITY, "{variant}");
+    fn norms() {
+        for length in LENGTHS {
+            let mut random = Random(length as u64);
+            let x = between(&[rows_for(length), length], &mut random, 2.0, 3.0);
+            let gamma = between(&[length], &mut random, 0.5, 1.5);
+            let beta = uniform(&[length], &mut random, 1.0);
+            // The mean is rounded: some 10 roundings in y, and more where few elements lie close together.
+            let tolerance = Tolerance::Accumulation(length.max(16));
+            let op = LayerNorm { eps: 1e-5 };
+            check(&format!("layer_norm {length}"), op, &[x.clone(), gamma.clone(), beta], tolerance);
+            let op = RmsNorm { eps: 1e-6 };
+            check(&format!("rms_norm {length}"), op, &[x, gamma], tolerance);
         }
+    }
+}
+
+on_stand_in! {
+    fn gradients_of_norms() {
+        // And many rows: several a block, and a last block of fewer.
+        let more = [(0, 5), (1, 12), (397, 3), (2389, 20), (1201, 300), (801, 516)];
+        let all = LENGTHS.map(|length| (rows_for(length), length));
+        for (rows, length) in all.into_iter().chain(more) {
+            let mut random = Random(length as u64);
+            let dy = uniform(&[rows, length], &mut random, 1.0);
+            let x = uniform(&[rows, length], &mut random, 1.0);
+            let gamma = between(&[length], &mut random, 0.5, 1.5);
+            let mean = uniform(&[rows], &mut random, 0.1);
+            let rstd = between(&[rows], &mut random, 1.0, 2.0);
+            let tolerance = Tolerance::Accumulation(rows.max(length));
+            let inputs = [dy.clone(), x.clone(), gamma.clone(), mean, rstd.clone()];
+            check(&format!("layer_norm_backward {rows}x{length}"), LayerNormBackward, &inputs, tolerance);
+            let inputs = [dy, x, gamma, rstd];
+            check(&format!("rms_norm_backward {rows}x{length}"), RmsNormBackward, &inputs, tolerance);
+        }
+    }
+}
+
+on_stand_in! {
+    fn norms_of_rows_that_are_not_finite() {
+        let mut random = Random(1);
+        let mut x = uniform(&[3, 700], &mut random, 1.0);
+        x.row_mut(1)[5] = f64::NAN;
+        let gamma = uniform(&[700], &mut random, 1.0);
+        let y = on_gpu(Arc::new(RmsNorm { eps: 1e-6 }), &[x.clone(), gamma.clone()], 0).remove(0);
+        assert!(y[..700].iter().chain(&y[1400..]).all(|y| y.is_finite()) && y[700..1400].iter().all(|y| y.is_nan()));
+        let got = on_gpu(Arc::new(LayerNorm { eps: 1e-6 }), &[x, gamma.clone(), gamma], 0);
+        assert!(got[0][700..1400].iter().all(|y| y.is_nan()) && got[1][1].is_nan() && got[1][2].is_finite());
     }
 }

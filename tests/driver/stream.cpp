@@ -84,6 +84,13 @@ API cuLaunchHostFunc(void* handle, void (*function)(void*), void* data) {
     return enqueue(stream, [=] { return function(data), SUCCESS; });
 }
 
+/// Adds what is not there yet.
+static void add(std::vector<NodeIndex>& to, const std::vector<NodeIndex>& more) {
+    for (NodeIndex one : more) {
+        if (std::find(to.begin(), to.end(), one) == to.end()) to.push_back(one);
+    }
+}
+
 // Events ------------------------------------------------------------------------------------------
 
 static Event* find_event(void* handle) {
@@ -118,6 +125,7 @@ API cuEventRecord(void* handle, void* stream_handle) {
         event->capture = capture;
         event->stream = stream;
         event->nodes = stream == capture->origin ? 0 : capture->forks[stream].nodes;
+        event->after = capture->last[stream];
         return SUCCESS;
     }
     event->capture = nullptr;
@@ -179,6 +187,7 @@ API cuStreamWaitEvent(void* stream_handle, void* handle, u32) {
             auto& fork = from->forks[event->stream];
             fork.joined = std::max(fork.joined, event->nodes);
         }
+        add(from->last[stream], event->after);
         return SUCCESS;
     }
     if (from) {
@@ -186,6 +195,7 @@ API cuStreamWaitEvent(void* stream_handle, void* handle, u32) {
         // The stream takes part in the capture from here on.
         stream->capture = from;
         from->forks[stream] = {};
+        from->last[stream] = event->after;
     }
     // Else nothing: all work runs in the order of its calls.
     return SUCCESS;
@@ -237,6 +247,43 @@ API cuStreamIsCapturing(void* handle, u32* status) {
     return SUCCESS;
 }
 
+API cuStreamGetCaptureInfo_v2(void* handle, u32* status, u64* id, void** graph, void*** dependencies, size_t* count) {
+    ENTER();
+    Stream* stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    Capture* capture = stream->capture;
+    *status = !capture ? 0 : capture->invalid ? 2 : 1;
+    if (*status != 1) return SUCCESS;
+    if (id) *id = u64(uintptr_t(capture));
+    if (graph) *graph = capture->graph;
+    capture->handles.clear();
+    for (NodeIndex one : capture->last[stream]) capture->handles.push_back(&capture->graph->nodes[one]);
+    if (dependencies) *dependencies = capture->handles.data();
+    if (count) *count = capture->handles.size();
+    return SUCCESS;
+}
+
+API cuStreamUpdateCaptureDependencies(void* handle, void** dependencies, size_t count, u32 flags) {
+    ENTER();
+    Stream* stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    constexpr u32 SET = 1;
+    if (flags > SET || (count && !dependencies)) return INVALID_VALUE;
+    if (!stream->capture) return ILLEGAL_STATE;
+    if (stream->capture->invalid) return STREAM_CAPTURE_INVALIDATED;
+    auto& nodes = stream->capture->graph->nodes;
+    std::vector<NodeIndex> after;
+    for (size_t i = 0; i < count; i++) {
+        auto node = std::find_if(nodes.begin(), nodes.end(), [=](Node& node) { return &node == dependencies[i]; });
+        if (node == nodes.end()) return INVALID_VALUE;
+        after.push_back(NodeIndex(node - nodes.begin()));
+    }
+    auto& last = stream->capture->last[stream];
+    if (flags == SET) last.clear();
+    add(last, after);
+    return SUCCESS;
+}
+
 API cuGraphGetNodes(void* handle, void** nodes, size_t* count) {
     ENTER();
     if (!knows(driver().graphs, handle)) return INVALID_HANDLE;
@@ -262,17 +309,44 @@ API cuGraphUpload(void* executable, void* stream) {
     return SUCCESS;
 }
 
+/// Nodes in an order that their dependencies allow: that of their capture, or the last captured first, or shuffled. So
+/// what depends on a node and does not say so finds it not done yet.
+static CUresult run(const Graph& graph, u64 random) {
+    size_t count = graph.nodes.size();
+    std::vector<size_t> missing(count);
+    std::vector<std::vector<NodeIndex>> before(count);
+    std::vector<NodeIndex> ready;
+    for (NodeIndex i = 0; i < count; i++) {
+        missing[i] = graph.nodes[i].after.size();
+        for (NodeIndex one : graph.nodes[i].after) before[one].push_back(i);
+        if (!missing[i]) ready.push_back(i);
+    }
+    while (!ready.empty()) {
+        auto next = std::min_element(ready.begin(), ready.end());
+        switch (driver().order.kind) {
+            case Order::Forward: break;
+            case Order::Reverse: next = std::max_element(ready.begin(), ready.end()); break;
+            case Order::Shuffle:
+                random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+                next = ready.begin() + ptrdiff_t(random % ready.size());
+        }
+        NodeIndex node = *next;
+        ready.erase(next);
+        if (CUresult result = graph.nodes[node].work()) return result;
+        for (NodeIndex one : before[node]) {
+            if (!--missing[one]) ready.push_back(one);
+        }
+    }
+    return SUCCESS;
+}
+
 API cuGraphLaunch(void* handle, void* stream_handle) {
     ENTER();
     Stream* stream = find_stream(stream_handle);
     if (!stream || !knows(driver().executables, handle)) return INVALID_HANDLE;
     auto* graph = (Graph*)handle;
-    return enqueue(stream, [nodes = graph->nodes] {
-        for (auto& node : nodes) {
-            if (CUresult result = node()) return result;
-        }
-        return SUCCESS;
-    });
+    u64 random = (driver().order.seed + 1) * 0x9e3779b97f4a7c15ull ^ ++driver().graph_launches << 32;
+    return enqueue(stream, [graph = *graph, random] { return run(graph, random); });
 }
 
 API cuGraphExecDestroy(void* handle) {

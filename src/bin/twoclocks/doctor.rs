@@ -119,15 +119,37 @@ impl Cuda {
         let mut lines =
             vec![("cuda".to_owned(), format!("{what} supports CUDA {}; {TRAINS}", driver.version))];
         let devices = driver.devices.iter().map(|info| (format!("cuda:{}", info.ordinal), info));
-        lines.extend(devices.clone().map(|(name, info)| (name, info.to_string())));
+        // The products of bf16, of which there are several kinds.
+        let products = |name: &str, info: &cuda::Info| {
+            let module = match info.capability {
+                (9, 0) => "gemm_sm90",
+                capability if capability >= (8, 0) => "gemm",
+                _ => "gemm_fma",
+            };
+            match cuda::Cuda::open(name).and_then(|device| device.route(module)) {
+                Ok(route) => format!("{module}: {route}"),
+                Err(error) => error.to_string(),
+            }
+        };
+        let devices = devices.map(|(name, info)| {
+            let products = products(&name, info);
+            (name, info, products)
+        });
+        let devices: Vec<_> = devices.collect();
+        for (name, info, products) in &devices {
+            lines.push((name.clone(), info.to_string()));
+            lines.push(("kernels".to_owned(), products.clone()));
+        }
         let devices: Vec<_> = devices
-            .map(|(name, info)| {
+            .into_iter()
+            .map(|(name, info, products)| {
                 json!({
                     "device": name,
                     "name": info.name,
                     "capability": format!("{}.{}", info.capability.0, info.capability.1),
                     "memory_bytes": info.memory_bytes,
                     "multiprocessors": info.multiprocessors,
+                    "kernels": products,
                 })
             })
             .collect();

@@ -1,7 +1,9 @@
 //! One device that is open: its context, one stream, and the modules that were loaded.
 #![allow(unsafe_code)]
 
+use super::kernels::cubin;
 use super::{Info, driver, find, modules};
+use crate::device::Target;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{
     self, CUfunction_attribute_enum as FunctionAttribute, CUjit_option_enum,
@@ -9,6 +11,7 @@ use cudarc::driver::sys::{
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of dynamic shared memory that every launch may have; for more a kernel must be told.
@@ -29,11 +32,37 @@ pub struct Cuda {
     /// Bytes of shared memory that a block may have where the kernel was told.
     shared_limit: u32,
     loaded: Mutex<Loaded>,
+    /// Pinned pages of the host that nobody uses: start and bytes.
+    pages: Mutex<Vec<(NonNull<u8>, usize)>>,
+}
+
+/// How the kernels of a module came to the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// As they were compiled for its architecture (`sm_90a`), before the crate was built.
+    Cubin(String),
+    /// The driver compiled their PTX; `refused` is its answer to the cubin, where there is one for this device.
+    Ptx {
+        /// Why not the cubin.
+        refused: Option<String>,
+    },
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Route::Cubin(architecture) => write!(f, "cubin for {architecture}"),
+            Route::Ptx { refused: None } => write!(f, "PTX, compiled by the driver"),
+            Route::Ptx { refused: Some(why) } => {
+                write!(f, "PTX, compiled by the driver, which refused the cubin: {why}")
+            }
+        }
+    }
 }
 
 #[derive(Default)]
 struct Loaded {
-    modules: HashMap<&'static str, sys::CUmodule>,
+    modules: HashMap<&'static str, (sys::CUmodule, Route)>,
     kernels: HashMap<String, Function>,
 }
 
@@ -79,6 +108,7 @@ impl Cuda {
             stream: std::ptr::null_mut(),
             shared_limit,
             loaded: Mutex::default(),
+            pages: Mutex::default(),
         };
         cuda.enter()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
@@ -114,6 +144,12 @@ impl Cuda {
         self.stand_in
     }
 
+    /// What kernels are chosen by.
+    pub fn target(&self) -> Target {
+        let Info { capability, multiprocessors, .. } = self.info;
+        Target { capability, multiprocessors: multiprocessors as usize }
+    }
+
     /// Bytes of shared memory that a block may have.
     pub(super) fn shared_limit(&self) -> u32 {
         self.shared_limit
@@ -144,6 +180,19 @@ impl Cuda {
         self.check("a kernel or copy before this", unsafe { sys::cuStreamSynchronize(self.stream) })
     }
 
+    /// The smallest block of pinned pages of at least so many bytes that nobody uses any more.
+    pub(super) fn unused_pages(&self, bytes: usize) -> Option<(NonNull<u8>, usize)> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = pages.iter().enumerate().filter(|(_, (_, size))| *size >= bytes);
+        let best = fits.min_by_key(|(_, (_, size))| *size).map(|(number, _)| number)?;
+        Some(pages.swap_remove(best))
+    }
+
+    /// Takes pinned pages that the device is done with.
+    pub(super) fn give_back_pages(&self, start: NonNull<u8>, bytes: usize) {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).push((start, bytes));
+    }
+
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
         // Handles are added whole: nothing is left halfway where a holder panicked.
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
@@ -158,19 +207,7 @@ impl Cuda {
         let function = match loaded.kernels.get(kernel) {
             Some(&function) => function,
             None => {
-                let Some(&(module, text)) = modules().iter().find(|(name, _)| *name == module)
-                else {
-                    let problem = format!("this build has no module of kernels '{module}'");
-                    return Err(Error::device(&self.name, problem));
-                };
-                let handle = match loaded.modules.get(module) {
-                    Some(&handle) => handle,
-                    None => {
-                        let handle = self.load(module, text)?;
-                        loaded.modules.insert(module, handle);
-                        handle
-                    }
-                };
+                let handle = self.module(&mut loaded, module)?.0;
                 let text =
                     CString::new(kernel).map_err(|e| Error::device(&self.name, e.to_string()))?;
                 let (mut function, name) = (std::ptr::null_mut(), text.as_ptr());
@@ -191,7 +228,54 @@ impl Cuda {
         Ok(function)
     }
 
-    fn load(&self, name: &str, text: &str) -> Result<sys::CUmodule> {
+    /// How the kernels of one of [`modules`] come to this device. It is loaded, if it was not before.
+    ///
+    /// # Errors
+    /// There is no such module, or it does not load here.
+    pub fn route(&self, module: &str) -> Result<Route> {
+        self.enter()?;
+        Ok(self.module(&mut self.loaded(), module)?.1)
+    }
+
+    fn module(&self, loaded: &mut Loaded, name: &str) -> Result<(sys::CUmodule, Route)> {
+        let Some(&(name, text)) = modules().iter().find(|(module, _)| *module == name) else {
+            let problem = format!("this build has no module of kernels '{name}'");
+            return Err(Error::device(&self.name, problem));
+        };
+        if let Some(module) = loaded.modules.get(name) {
+            return Ok(module.clone());
+        }
+        // Code for sm_90a runs on compute capability 9.0 and nowhere else.
+        let exact = format!("{}a", self.architecture);
+        let mut refused = None;
+        let module = match cubin(name, &exact).map(|image| self.load_cubin(image)) {
+            Some(Ok(module)) => (module, Route::Cubin(exact)),
+            answer => {
+                if let Some(Err(why)) = answer {
+                    refused = Some(why);
+                }
+                (self.load_ptx(name, text)?, Route::Ptx { refused })
+            }
+        };
+        loaded.modules.insert(name, module.clone());
+        Ok(module)
+    }
+
+    /// Or what the driver says against it: one that is older than what made the cubin does not take it.
+    fn load_cubin(&self, image: &[u8]) -> std::result::Result<sys::CUmodule, String> {
+        // Aligned for what is read in it.
+        let mut words = vec![0u64; image.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..image.len()].copy_from_slice(image);
+        let (mut module, none) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: a whole image, which outlives the call; no options. Unloaded in `drop`.
+        driver::check(unsafe {
+            let image = words.as_ptr().cast();
+            sys::cuModuleLoadDataEx(&mut module, image, 0, none, std::ptr::null_mut())
+        })?;
+        Ok(module)
+    }
+
+    fn load_ptx(&self, name: &str, text: &str) -> Result<sys::CUmodule> {
         let image = CString::new(text).map_err(|e| Error::device(&self.name, e.to_string()))?;
         let mut log = vec![0u8; LOG];
         // Values are of the width of an address, whatever they are.
@@ -245,7 +329,11 @@ impl Drop for Cuda {
                 let _ = sys::cuStreamSynchronize(self.stream);
                 let _ = sys::cuStreamDestroy_v2(self.stream);
             }
-            for &module in self.loaded().modules.values() {
+            let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+            for (start, _) in pages.iter() {
+                let _ = sys::cuMemFreeHost(start.as_ptr().cast());
+            }
+            for &(module, _) in self.loaded().modules.values() {
                 let _ = sys::cuModuleUnload(module);
             }
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);

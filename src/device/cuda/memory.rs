@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Bytes of staging memory for one part of a copy: some 0.3 ms of a PCIe link.
 const PART: usize = 4 << 20;
 
+/// Fewest bytes of a block of pinned pages, so that there are few sizes to be used again.
+const SMALLEST: usize = 64 << 10;
+
 /// A block of device memory, aligned to 256 bytes.
 pub struct Buffer {
     device: Arc<Cuda>,
@@ -89,6 +92,21 @@ impl Buffer {
         self.device.synchronize()
     }
 
+    /// Copies so many bytes of pinned memory from byte `start` on to the beginning of the block, after all
+    /// that was given to the device before, and does not wait for it: until then nobody may write them.
+    pub(super) fn copy_from(&mut self, from: &Pinned, start: usize, bytes: usize) -> Result<()> {
+        self.check_range(0, bytes);
+        assert!(start + bytes <= from.bytes, "{bytes} bytes from {start} on of {}", from.bytes);
+        self.device.enter()?;
+        // SAFETY: both are as long, as was just checked. The pinned pages outlive the copy, as dropping them
+        // waits for the device.
+        let copied = unsafe {
+            let from = from.start.as_ptr().add(start).cast();
+            sys::cuMemcpyHtoDAsync_v2(self.address(0), from, bytes, self.device.stream())
+        };
+        self.device.check("a copy to the device", copied)
+    }
+
     /// Copies the block's bytes from `offset` on to the host, once all that was given to the device
     /// before is done.
     ///
@@ -150,11 +168,16 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// So many zero bytes, of which there is at least one.
+    /// So many bytes, at least one. Blocks that were given back are used again: the driver takes long
+    /// to pin pages, and stops the device for it.
     pub(super) fn new(device: &Arc<Cuda>, bytes: usize) -> Result<Pinned> {
+        let bytes = bytes.next_power_of_two().max(SMALLEST);
+        if let Some((start, bytes)) = device.unused_pages(bytes) {
+            return Ok(Pinned { device: Arc::clone(device), start, bytes });
+        }
         device.enter()?;
         let mut start = std::ptr::null_mut();
-        // SAFETY: writes the address; freed in `drop`. Without flags: the host reads it too.
+        // SAFETY: writes the address; freed when the device is closed. Without flags: the host reads it too.
         let result = unsafe { sys::cuMemHostAlloc(&mut start, bytes, 0) };
         let what = format!("{bytes} bytes of pinned host memory");
         device.check(&what, result)?;
@@ -164,11 +187,6 @@ impl Pinned {
         // SAFETY: the block is as long and nobody else has it.
         unsafe { start.write_bytes(0, bytes) };
         Ok(Pinned { device: Arc::clone(device), start, bytes })
-    }
-
-    /// The address, for copies to the device.
-    pub(super) fn address(&self) -> *const u8 {
-        self.start.as_ptr()
     }
 
     /// The whole block, to write.
@@ -197,9 +215,9 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        // What fails here has failed before, and was said then; the pages stay.
         if self.device.synchronize().is_ok() {
-            // SAFETY: from `cuMemHostAlloc`, freed once; the device is done with it.
-            let _ = unsafe { sys::cuMemFreeHost(self.start.as_ptr().cast()) };
+            self.device.give_back_pages(self.start, self.bytes);
         }
     }
 }

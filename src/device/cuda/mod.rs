@@ -2,12 +2,14 @@
 //! over.
 //!
 //! - `driver.rs`: opens the driver, and asks for all it needs before anything is called.
-//! - `kernels.rs`: the PTX that the crate carries.
+//! - `kernels.rs`: the PTX and cubins that the crate carries.
 //! - `context.rs`: an open device with its stream and the modules that were loaded; `memory.rs`: its memory.
-//! - `launch.rs`: what an operation gives to run; `program.rs`: a whole step of it, as one graph.
+//! - `launch.rs`: what an operation gives to run; `program.rs`: whole steps of it, as one graph.
+//! - `feed.rs`: the control blocks of the steps to come, and what is kept of those that are over.
 
 mod context;
 mod driver;
+mod feed;
 mod kernels;
 mod launch;
 mod memory;
@@ -17,11 +19,12 @@ use crate::error::{Error, Result};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use std::fmt;
 
-pub use context::Cuda;
+pub use context::{Cuda, Route};
+pub use feed::{Feed, KEPT};
 pub use kernels::modules;
-pub use launch::{Argument, Kernel, Launches, Place, Task};
+pub use launch::{Argument, Kernel, Launches, Place, Task, Tiles};
 pub use memory::Buffer;
-pub use program::{Bound, Program, Range};
+pub use program::{Bound, Kept, Program, Range};
 
 /// A device, as the driver describes it.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,8 +4,8 @@
 use crate::device::cuda::{Kernel, Launches, Place};
 use crate::ops::{Activation, Site};
 
-/// Rows of a part at least, and how many parts there are at most.
-const PART: usize = 64;
+/// Rows of a part at least, four for each warp, and how many parts there are at most.
+const PART: usize = 32;
 const PARTS: usize = 64;
 
 /// What it works on, `rows x columns` each.
@@ -28,14 +28,15 @@ pub(super) fn launch(site: &Site<'_>, activation: Activation) -> Option<Launches
     backward(activation, shape.rows(), shape.columns(), operands)
 }
 
-/// `dz = dy act'(saved)` and its sum.
+/// `dz = dy act'(saved)` and its sum. Nothing for 2^31 rows or columns or more.
 pub(in crate::ops) fn backward(
     activation: Activation,
     rows: usize,
     columns: usize,
     operands: Operands,
 ) -> Option<Launches> {
-    let (rows, width) = (u32::try_from(rows).ok()?, u32::try_from(columns).ok()?);
+    let number = |count: usize| i32::try_from(count).ok().map(|count| count as u32);
+    let (rows, width) = (number(rows)?, number(columns)?);
     let parts = (rows as usize).div_ceil(PART).min(PARTS);
     let rows_per_part = rows.div_ceil(parts.max(1) as u32).max(1);
     let parts = rows.div_ceil(rows_per_part);

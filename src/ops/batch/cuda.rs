@@ -1,10 +1,11 @@
-//! `batch` on a GPU: `kernels/batch.cu`, a row of blocks for each row of the batch.
+//! `batch` on a GPU: `kernels/batch.cu`, a thread for four features of a row.
 
 use crate::device::U64Slot;
 use crate::device::cuda::{Kernel, Launches, Place};
 use crate::ops::Site;
 use crate::tensor::DType;
 
+/// Nothing for 2^32 rows or features or more.
 pub(super) fn launch(site: &Site<'_>, offset: U64Slot) -> Option<Launches> {
     let &[rows, features] = site.inputs[0].shape.extents() else { return None };
     let name = match site.inputs[0].dtype {
@@ -19,14 +20,15 @@ pub(super) fn launch(site: &Site<'_>, offset: U64Slot) -> Option<Launches> {
     let mut launches = Launches::new();
     launches.kernel(
         kernel
-            .grid([features.div_ceil(1024).max(1), size, 1])
+            .grid([(size * features.div_ceil(4).max(1)).div_ceil(256), 1, 1])
             .with(Place::Output(0))
             .with(Place::Output(1))
+            .with(number(size)?)
             .with(number(rows)?)
             .with(number(features)?)
             .with(number(site.inputs[2].elements())?)
             .with(Place::Control)
-            .with(number(offset.index())?),
+            .with(offset),
     );
     Some(launches)
 }

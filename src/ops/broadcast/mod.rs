@@ -5,11 +5,15 @@
 //! the repetitions.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 
@@ -94,6 +98,11 @@ impl Operation for Broadcast {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, &self.aligned(&site.inputs[0].shape)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, &self.aligned(&site.inputs[0].shape))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

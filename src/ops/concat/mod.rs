@@ -4,6 +4,8 @@
 //! extents there. Empty tensors are allowed. Exact to the bit. The gradients are slices of `dy`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{
@@ -12,6 +14,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
 
@@ -64,6 +68,11 @@ impl Operation for Concat {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.axis))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site, self.axis))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

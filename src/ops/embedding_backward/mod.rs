@@ -3,16 +3,21 @@
 //! - `dy`: f32 `[..., D]`; `indices`: u32 `[...]`; `dtable`: f32 `[V, D]`, rows that no index names are
 //!   zero. All row-major.
 //!
-//! Every element is summed in the order of the indices, whatever the threads do. An index of `V` or
+//! Every element is summed in the order of the indices, whatever the threads do; on a GPU by parts of them where
+//! the table is small, and the parts in order. An index of `V` or
 //! more adds nothing: its row of `embedding` was NaN already. Error: that of a sum in f32, one rounding
 //! an index. The gradient with respect to `dy` is `embedding` of the upstream.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
 
@@ -65,6 +70,11 @@ impl Operation for EmbeddingBackward {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -4,12 +4,15 @@ use super::GlobalNorm;
 use crate::device::cuda::{Kernel, Launches, Place};
 use crate::ops::Site;
 
-/// Elements of a part.
+/// Elements of a part at least, and how many parts there are at most: one block adds them.
 const PART: usize = 4096;
+const PARTS: usize = 2048;
 
 pub(super) fn launch(op: &GlobalNorm, site: &Site<'_>) -> Option<Launches> {
     let elements = site.inputs[0].elements();
-    let parts = elements.div_ceil(PART);
+    let part = elements.div_ceil(PARTS).next_multiple_of(1024).max(PART);
+    let parts = elements.div_ceil(part);
+    let number = |count: usize| u32::try_from(count).ok();
     let mut launches = Launches::new();
     let partials = launches.scratch(parts);
     launches.kernel(
@@ -18,14 +21,13 @@ pub(super) fn launch(op: &GlobalNorm, site: &Site<'_>) -> Option<Launches> {
             .with(Place::Input(0))
             .with(partials)
             .with(elements as u64)
-            .with(PART as u32),
+            .with(number(part)?),
     );
     // The kernel writes both.
     let results = [0, 1].map(|i| match site.used[i] {
         true => Place::Output(i),
         false => launches.scratch(1),
     });
-    let number = |count: usize| u32::try_from(count).ok();
     launches.kernel(
         Kernel::new("global_norm", "global_norm_finish")
             .with(partials)
@@ -33,8 +35,8 @@ pub(super) fn launch(op: &GlobalNorm, site: &Site<'_>) -> Option<Launches> {
             .with(results[1])
             .with(number(parts)?)
             .with(Place::Control)
-            .with(number(op.max_norm.index())?)
-            .with(number(op.gradient_scale.index())?),
+            .with(op.max_norm)
+            .with(op.gradient_scale),
     );
     Some(launches)
 }

@@ -4,11 +4,15 @@
 //! table has a row for: an embedding gives NaN there, and the run stops. No gradient.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::Result;
 use crate::tensor::{DType, TensorType};
 
@@ -40,6 +44,11 @@ impl Operation for Indices {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site))
     }
 
     fn cost(&self, site: &Site<'_>) -> Cost {

@@ -11,12 +11,16 @@
 //! Source: Ba, Kiros and Hinton, "Layer normalization", arXiv:1607.06450.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 mod naive;
 
 use super::layer_norm_backward::LayerNormBackward;
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 use std::sync::Arc;
@@ -78,6 +82,11 @@ impl Operation for LayerNorm {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.eps))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.name(), self.eps)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

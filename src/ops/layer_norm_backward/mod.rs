@@ -11,11 +11,15 @@
 //! Source: Ba, Kiros and Hinton, "Layer normalization", arXiv:1607.06450.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Site, Tolerance, Values};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::TensorType;
 
@@ -55,6 +59,11 @@ impl Operation for LayerNormBackward {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch::<true>(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.name(), true)
     }
 
     /// An element: 2 for `n`; 1 for `g`, 3 for the two sums and 4 for `dx`; 2 for `dgamma`; 1 for `dbeta`.

@@ -2,11 +2,13 @@
 
 use super::Activation;
 use crate::device::cuda::{Launches, Place};
+use crate::ops::Site;
 use crate::ops::matmul::Products;
 use crate::ops::matmul::cpu::Others;
 use crate::ops::matmul::cuda::{Epilogue, product};
 
 pub(super) fn launch(
+    site: &Site<'_>,
     products: Products,
     activation: Activation,
     others: Others,
@@ -20,6 +22,7 @@ pub(super) fn launch(
         ..Epilogue::to(Place::Output(0))
     };
     let mut launches = Launches::new();
-    product(&mut launches, products, [Place::Input(0), Place::Input(1)], &epilogue)?;
+    let operands = [Place::Input(0), Place::Input(1)];
+    product(&mut launches, site.target, products, operands, &epilogue)?;
     Some(launches)
 }

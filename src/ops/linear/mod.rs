@@ -198,7 +198,7 @@ impl Operation for Linear {
     #[cfg(feature = "cuda")]
     fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
         let products = products(self, &site.inputs[0], &site.inputs[1]);
-        cuda::launch(products, self.activation, self.others())
+        cuda::launch(site, products, self.activation, self.others())
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -7,12 +7,16 @@
 //! does not round to zero. Error: a rounding error of `x - m`, and 2 ulp of the logarithm.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::softmax::{SHAPES, expect_axis};
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::Result;
 use crate::tensor::TensorType;
 
@@ -44,6 +48,11 @@ impl Operation for LogSoftmax {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site)
     }
 
     /// `dx = dy - softmax(x) sum dy`

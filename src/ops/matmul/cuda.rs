@@ -1,8 +1,9 @@
 //! Products on a GPU: `kernels/gemm_fma.cu` for f32, `kernels/gemm.cu` for bf16 on tensor cores, which
-//! rounds f32 operands where it reads them. Tiles and splits follow from the shapes alone, and so do
-//! the bits. `f32_split` is what it is on a CPU without AMX: f32.
+//! rounds f32 operands where it reads them, and Hopper's own where they pay. Tiles and splits follow from the
+//! shapes alone, and so do the bits. `f32_split` is what it is on a CPU without AMX: f32.
 
-use super::Products;
+use super::{Products, hopper};
+use crate::device::Target;
 use crate::device::cuda::{Argument, Kernel, Launches, Place};
 use crate::gemm::{Precision, Spec, Transpose};
 use crate::ops::Activation;
@@ -30,8 +31,15 @@ impl Epilogue {
         Epilogue { bias: none, activation, argument: none, saved: none, mask, y }
     }
 
+    /// Whether the sums are the result.
+    pub(super) fn is_plain(&self) -> bool {
+        let Epilogue { bias, activation, argument, saved, .. } = self;
+        let nothing = [bias, argument, saved].iter().all(|&&place| place == Place::Null);
+        nothing && *activation == Activation::None
+    }
+
     /// As `Epilogue` of `kernels/common/epilogue.cuh`; `accumulate` adds to what is there.
-    fn argument(&self, accumulate: bool) -> Argument {
+    pub(super) fn argument(&self, accumulate: bool) -> Argument {
         let activation = |activation| match activation {
             Activation::None => 0u32,
             Activation::Relu => 1,
@@ -106,74 +114,107 @@ impl Cut {
         best.map_or(Cut { tile: 64, parts: 1, per_part: 64, tiles: 0 }, |(_, cut)| cut)
     }
 
-    /// Threads of a block, and bytes of its shared memory: a ring of three stages of both operands, which
-    /// the sums of all groups of threads take over. As `kernels/common/product.cuh` has it.
-    fn block(&self, precision: Precision) -> (u32, u32) {
+    /// Threads of a block, and bytes of its shared memory: a ring of stages of both operands, which the sums
+    /// of all groups of threads take over. As `kernels/common/product.cuh` has it.
+    fn block(&self, engine: &Engine) -> (u32, u32) {
         let tile = self.tile;
-        let (threads, groups) = match (precision, tile) {
-            (Precision::Bf16, 32) => (128, 4),
-            (Precision::Bf16, 64) => (256, 2),
-            (Precision::F32 | Precision::F32Split, 32 | 64) => (256, 4),
+        let (threads, groups) = match (engine.name, tile) {
+            ("mma", 32) => (128, 4),
+            ("mma", 64) => (256, 2),
+            (_, 32 | 64) => (256, 4),
             _ => (256, 1),
         };
-        // 64, 32 and 16 of k at a time.
-        let part = if tile < 128 { 64 * (32 + 8) } else { tile * (16 + 8) };
-        let ring = 3 * 2 * part * size_of::<f32>();
-        let sums = groups * tile * (tile + 8) * size_of::<f32>();
-        (threads, ring.max(sums) as u32)
+        let depth = [64, 32, 16][tile / 64];
+        let ring = engine.stages * 2 * tile * (depth + 8);
+        let rows = if engine.stages == 2 && tile > 32 { tile / 2 } else { tile };
+        let sums = groups * rows * (tile + 8);
+        (threads, (ring.max(sums) * size_of::<f32>()) as u32)
     }
 }
 
-/// Appends products, which end in `epilogue`. Nothing where an extent is 2^31 or more.
+/// A set of kernels.
+struct Engine {
+    module: &'static str,
+    name: &'static str,
+    /// Of the ring in shared memory.
+    stages: usize,
+}
+
+impl Engine {
+    /// Nothing where the device has none: tensor cores for bf16 came with Ampere, as asynchronous
+    /// copies did.
+    fn of(target: Target, precision: Precision) -> Option<Engine> {
+        let turing = target.capability < (8, 0);
+        Some(match precision {
+            Precision::Bf16 if turing => return None,
+            Precision::Bf16 => Engine { module: "gemm", name: "mma", stages: 3 },
+            _ if turing => Engine { module: "gemm_fma_turing", name: "fma_turing", stages: 2 },
+            _ => Engine { module: "gemm_fma", name: "fma", stages: 3 },
+        })
+    }
+}
+
+/// Appends products, which end in `epilogue`. Nothing where an extent is 2^31 or more, or the device does not
+/// have that precision.
 pub(in crate::ops) fn product(
     launches: &mut Launches,
+    target: Target,
     products: Products,
     operands: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
-    let epilogue = epilogue.argument(products.spec.accumulate);
-    let cut = Cut::new(products);
-    let partials = tiles(launches, products, cut, operands, epilogue.clone(), None)?;
-    if let Some(partials) = partials {
-        sum_parts(launches, products, cut.parts, partials, epilogue)?;
+    if hopper::product(launches, target, products, operands, epilogue).is_some() {
+        return Some(());
     }
-    Some(())
+    let Products { batches, spec } = products;
+    let cut = Cut::new(products);
+    let argument = epilogue.argument(spec.accumulate);
+    let partials = tiles(launches, target, products, cut, operands, argument, None)?;
+    add_parts(launches, partials, [cut.parts, batches * spec.m, spec.n], epilogue, spec.accumulate)
 }
 
-/// Appends the sum of partial products `[parts] [batches] [m] [n]` in order, with the epilogue.
-fn sum_parts(
+/// Appends the sum of partial products `[parts] [m] [n]` in order, with the epilogue, if there are several.
+pub(super) fn add_parts(
     launches: &mut Launches,
-    Products { batches, spec }: Products,
-    parts: usize,
     partials: Place,
-    epilogue: Argument,
+    [parts, m, n]: [usize; 3],
+    epilogue: &Epilogue,
+    accumulate: bool,
 ) -> Option<()> {
-    let size = batches * spec.m * spec.n;
-    launches.kernel(
-        Kernel::new("gemm_sum", "gemm_sum")
-            .grid([size.div_ceil(SUMMED), 1, 1])
-            .with(partials)
-            .with(number(parts)?)
-            .with(number(spec.n)?)
-            .with(size as u64)
-            .with(epilogue),
-    );
+    if parts > 1 {
+        let size = m * n;
+        launches.kernel(
+            Kernel::new("gemm_sum", "gemm_sum")
+                .grid([size.div_ceil(SUMMED), 1, 1])
+                .with(partials)
+                .with(number(parts)?)
+                .with(number(n)?)
+                .with(size as u64)
+                .with(epilogue.argument(accumulate)),
+        );
+    }
     Some(())
 }
 
 /// Elements that a block of `gemm_sum` adds.
 const SUMMED: usize = 1024;
 
-/// Blocks that leave sums for the statistics where `spec` goes into an update.
-pub(in crate::ops) fn blocks_of_update(spec: Spec) -> usize {
-    let cut = Cut::new(Products { batches: 1, spec });
-    if cut.parts > 1 { (spec.m * spec.n).div_ceil(SUMMED) } else { cut.tiles }
+/// Blocks that leave sums for the statistics where `spec` goes into an update. Nothing where another kernel
+/// multiplies, which has no such end.
+pub(in crate::ops) fn blocks_of_update(target: Target, spec: Spec) -> Option<usize> {
+    let products = Products { batches: 1, spec };
+    if hopper::takes(target, products) {
+        return None;
+    }
+    let cut = Cut::new(products);
+    Some(if cut.parts > 1 { (spec.m * spec.n).div_ceil(SUMMED) } else { cut.tiles })
 }
 
 /// Appends `a^T b` and, with the result as gradient, the step that `update` says (`Update` of
 /// `kernels/common/update.cuh`): elements as those of [`product`], bit for bit.
 pub(in crate::ops) fn product_with_update(
     launches: &mut Launches,
+    target: Target,
     spec: Spec,
     operands: [Place; 2],
     update: Argument,
@@ -183,8 +224,8 @@ pub(in crate::ops) fn product_with_update(
     let epilogue = Epilogue::to(Place::Null).argument(false);
     // Parts of a sum are those of a plain product.
     let of_tiles = (cut.parts == 1).then(|| update.clone());
-    let partials = tiles(launches, products, cut, operands, epilogue, of_tiles)?;
-    if let Some(partials) = partials {
+    let partials = tiles(launches, target, products, cut, operands, epilogue, of_tiles)?;
+    if cut.parts > 1 {
         let size = spec.m * spec.n;
         launches.kernel(
             Kernel::new("gemm_sum", "gemm_sum_update")
@@ -198,37 +239,39 @@ pub(in crate::ops) fn product_with_update(
     Some(())
 }
 
-/// Appends the kernel that multiplies; gives the partial products of a sum in parts.
+fn layout(spec: Spec) -> &'static str {
+    match (spec.a, spec.b) {
+        (Transpose::No, Transpose::No) => "nn",
+        (Transpose::No, Transpose::Yes) => "nt",
+        (Transpose::Yes, Transpose::No) => "tn",
+        (Transpose::Yes, Transpose::Yes) => "tt",
+    }
+}
+
+/// Appends the kernel that multiplies; gives the partial products of a sum in parts, else null.
 fn tiles(
     launches: &mut Launches,
+    target: Target,
     Products { batches, spec }: Products,
     cut: Cut,
     [a, b]: [Place; 2],
     epilogue: Argument,
     update: Option<Argument>,
-) -> Option<Option<Place>> {
+) -> Option<Place> {
     let Spec { m, n, k, .. } = spec;
-    let layout = match (spec.a, spec.b) {
-        (Transpose::No, Transpose::No) => "nn",
-        (Transpose::No, Transpose::Yes) => "nt",
-        (Transpose::Yes, Transpose::No) => "tn",
-        (Transpose::Yes, Transpose::Yes) => "tt",
-    };
-    let (module, engine) = match spec.precision {
-        Precision::Bf16 => ("gemm", "mma"),
-        Precision::F32 | Precision::F32Split => ("gemm_fma", "fma"),
-    };
+    let engine = Engine::of(target, spec.precision)?;
     let Cut { tile, parts, per_part, tiles } = cut;
-    let partials = (parts > 1).then(|| launches.scratch(parts * batches * m * n));
-    let mut members: Vec<Argument> =
-        vec![a.into(), b.into(), partials.unwrap_or(Place::Null).into()];
+    let partials =
+        if parts > 1 { launches.scratch(parts * batches * m * n) } else { Place::Null };
+    let mut members: Vec<Argument> = vec![a.into(), b.into(), partials.into()];
     for extent in [m, n, k, spec.a_shape().1, spec.b_shape().1, per_part, parts, batches] {
         members.push(number(extent)?.into());
     }
     members.push(epilogue);
     let end = if update.is_some() { "_update" } else { "" };
-    let (threads, shared) = cut.block(spec.precision);
-    let kernel = Kernel::new(module, format!("gemm_{engine}_f32_{layout}_{tile}{end}"))
+    let (threads, shared) = cut.block(&engine);
+    let name = format!("gemm_{}_f32_{}_{tile}{end}", engine.name, layout(spec));
+    let kernel = Kernel::new(engine.module, name)
         .grid([tiles * parts, 1, 1])
         .block(threads)
         .shared(shared)
@@ -282,12 +325,29 @@ mod tests {
     }
 
     #[test]
+    fn kernels_follow_from_the_device() {
+        let kernels = |capability, precision| {
+            let target = Target { capability, multiprocessors: 40 };
+            let products = Products { batches: 1, spec: Spec::new(8, 8, 8).in_precision(precision) };
+            let operands = [Place::Input(0), Place::Input(1)];
+            let mut launches = Launches::new();
+            product(&mut launches, target, products, operands, &Epilogue::to(Place::Output(0)))?;
+            Some(launches.name())
+        };
+        assert_eq!(kernels((7, 5), Precision::F32), Some("gemm_fma_turing"));
+        assert_eq!(kernels((8, 6), Precision::F32), Some("gemm_fma"));
+        assert_eq!(kernels((9, 0), Precision::Bf16), Some("gemm"));
+        assert_eq!(kernels((7, 5), Precision::Bf16), None);
+    }
+
+    #[test]
     fn extents_that_kernels_do_not_count_are_refused() {
         let product = |m, n| {
             let products = Products { batches: 1, spec: Spec::new(m, n, 1) };
             let operands = [Place::Input(0), Place::Input(1)];
             let mut launches = Launches::new();
-            product(&mut launches, products, operands, &Epilogue::to(Place::Output(0)))
+            let target = Target { capability: (8, 0), multiprocessors: 108 };
+            product(&mut launches, target, products, operands, &Epilogue::to(Place::Output(0)))
         };
         assert_eq!(product(1 << 31, 1), None);
         assert_eq!(product(1, 1 << 31), None);

@@ -20,6 +20,8 @@
 pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+#[cfg(feature = "cuda")]
+mod hopper;
 pub(super) mod naive;
 
 use super::linear::{Activation, derivative};
@@ -256,7 +258,7 @@ impl Operation for Matmul {
         let epilogue = cuda::Epilogue { saved, mask: self.mask, ..cuda::Epilogue::to(Place::Output(0)) };
         let mut launches = Launches::new();
         let operands = [Place::Input(0), Place::Input(1)];
-        cuda::product(&mut launches, products, operands, &epilogue)?;
+        cuda::product(&mut launches, site.target, products, operands, &epilogue)?;
         Some(launches)
     }
 

@@ -5,11 +5,15 @@
 //! gradient is `2 (prediction - target) / elements` times the upstream one, and its negative.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::TensorType;
 
@@ -50,6 +54,11 @@ impl Operation for Mse {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -4,6 +4,8 @@
 //! Exact to the bit. The gradient is the slice of `dy` where `x` went.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{
@@ -12,6 +14,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::Result;
 use crate::tensor::{DType, TensorType};
 
@@ -61,6 +65,11 @@ impl Operation for Pad {
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         let shape = AxisShape::known(&site.inputs[0].shape, self.axis);
         Some(cpu::launch(site, shape, self.before, self.after))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site, AxisShape::known(&site.inputs[0].shape, self.axis), self.before, self.after))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

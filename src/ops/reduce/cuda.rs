@@ -5,11 +5,15 @@ use super::Kind;
 use crate::device::cuda::{Kernel, Launches, Place};
 use crate::ops::Site;
 
-/// Elements of a row, or rows of a column, that one block takes at least.
+/// Rows that one warp reduces; longer ones have a block.
+const SHORT: usize = 512;
+/// Elements of a row that one block takes at least.
 const ROW_PART: usize = 8192;
-const COLUMN_PART: usize = 256;
-/// Parts at most.
-const PARTS: usize = 64;
+/// Rows of a column that one thread takes at least: fewer are not worth a second launch.
+const COLUMN_PART: usize = 8;
+/// Blocks that a reduction is cut into where its results alone give fewer: four on each multiprocessor of a
+/// large GPU.
+const BLOCKS: usize = 528;
 
 /// `reduced` says of each axis of the input whether it is.
 pub(super) fn launch(site: &Site<'_>, kind: Kind, reduced: &[bool]) -> Option<Launches> {
@@ -52,7 +56,7 @@ pub(super) fn launch(site: &Site<'_>, kind: Kind, reduced: &[bool]) -> Option<La
 }
 
 /// Reduces the middle axis of `[outer, extent, inner]`.
-fn run(
+pub(in crate::ops) fn run(
     launches: &mut Launches,
     name: &str,
     x: Place,
@@ -60,12 +64,39 @@ fn run(
     [outer, extent, inner]: [usize; 3],
     scale: f32,
 ) -> Option<()> {
-    let least = if inner == 1 { ROW_PART } else { COLUMN_PART };
-    let parts = extent.div_ceil(least).clamp(1, PARTS);
+    // Nothing to write, and no lanes to share it.
+    if outer == 0 || inner == 0 {
+        return Some(());
+    }
+    let number = |count: usize| u32::try_from(count).ok();
+    if inner == 1 && extent <= SHORT {
+        launches.kernel(
+            Kernel::new("reduce", format!("reduce_{name}_short_f32"))
+                .grid([outer.div_ceil(8), 1, 1])
+                .with(x)
+                .with(y)
+                .with(number(outer)?)
+                .with(number(extent)?)
+                .with(scale),
+        );
+        return Some(());
+    }
+    // Of columns: how many threads stand side by side, and what they take at once. Many columns
+    // fill the device by themselves, and few rows are better left to one thread.
+    let wide = inner.is_multiple_of(4) && inner >= 1024;
+    let lanes = match inner {
+        _ if wide && extent <= 64 => 256,
+        _ => inner.min(32),
+    };
+    let (blocks, least) = match inner {
+        1 => (outer, ROW_PART),
+        _ if wide => (inner.div_ceil(4 * lanes) * outer, 256 / lanes * COLUMN_PART),
+        _ => (inner.div_ceil(lanes) * outer, 256 / lanes * COLUMN_PART),
+    };
+    let parts = (BLOCKS / blocks.max(1)).clamp(1, extent.div_ceil(least).max(1));
     // Whole groups of four elements.
     let per_part = extent.div_ceil(parts).next_multiple_of(4).max(4);
     let parts = extent.div_ceil(per_part).max(1);
-    let number = |count: usize| u32::try_from(count).ok();
     let (to, own_scale) = match parts {
         1 => (y, scale),
         _ => (launches.scratch(parts * outer * inner), 1.0),
@@ -75,15 +106,21 @@ fn run(
             .grid([outer, parts, 1])
             .with(x)
             .with(to)
-            .with(number(extent)?),
-        _ => Kernel::new("reduce", format!("reduce_{name}_columns_f32"))
-            .grid([inner.div_ceil(32), parts, outer])
-            .with(x)
-            .with(to)
             .with(number(extent)?)
-            .with(number(inner)?),
+            .with(number(per_part)?),
+        _ => {
+            let (kind, columns) = if wide { ("wide", 4 * lanes) } else { ("columns", lanes) };
+            Kernel::new("reduce", format!("reduce_{name}_{kind}_f32"))
+                .grid([inner.div_ceil(columns) * outer, parts, 1])
+                .with(x)
+                .with(to)
+                .with(number(extent)?)
+                .with(number(inner)?)
+                .with(number(per_part)?)
+                .with(number(lanes)?)
+        }
     };
-    launches.kernel(kernel.with(number(per_part)?).with(own_scale));
+    launches.kernel(kernel.with(own_scale));
     if parts > 1 {
         run(launches, name, to, y, [1, parts, outer * inner], scale)?;
     }

@@ -8,7 +8,7 @@
 
 pub(super) mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(super) mod cuda;
 mod naive;
 
 use super::broadcast::insert_and_broadcast;

@@ -9,12 +9,16 @@
 //! Source: Zhang and Sennrich, "Root mean square layer normalization", arXiv:1910.07467.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::rms_norm_backward::RmsNormBackward;
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::Result;
 use crate::tensor::TensorType;
 use std::sync::Arc;
@@ -50,6 +54,11 @@ impl Operation for RmsNorm {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, self.eps))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.eps)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

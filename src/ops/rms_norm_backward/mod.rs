@@ -9,11 +9,15 @@
 //! Source: Zhang and Sennrich, "Root mean square layer normalization", arXiv:1910.07467.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Site, Tolerance, Values};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::Result;
 use crate::tensor::TensorType;
 
@@ -37,6 +41,11 @@ impl Operation for RmsNormBackward {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site)
     }
 
     /// An element: 1 for `n`; 1 for `g`, 2 for the sum and 3 for `dx`; 2 for `dgamma`.

@@ -5,6 +5,8 @@
 //! to the bit. Empty ranges and tensors are allowed. The gradient is `dy` between zeros.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{
@@ -13,6 +15,8 @@ use super::{
 };
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
 use std::ops::Range;
@@ -59,6 +63,11 @@ impl Operation for Slice {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, AxisShape::known(&site.inputs[0].shape, self.axis), self.start))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        Some(cuda::launch(site, AxisShape::known(&site.inputs[0].shape, self.axis), self.start))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -6,12 +6,16 @@
 //! of `x - m`, 2 to 5 ulp of the exponential (as far as it is from 1). Long rows: see `rows.rs`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 mod naive;
 pub(in crate::ops) mod rows;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::TensorType;
 
@@ -43,6 +47,11 @@ impl Operation for Softmax {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, self.name())
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -5,11 +5,15 @@
 //! Rows without elements give nothing. Error: that of a sum of as many terms as the row has.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::TensorType;
 
@@ -45,6 +49,11 @@ impl Operation for SoftmaxBackward {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site)
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

@@ -41,7 +41,7 @@
 
 pub(super) mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(super) mod cuda;
 pub(super) mod naive;
 #[cfg(test)]
 mod tests;

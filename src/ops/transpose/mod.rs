@@ -7,11 +7,15 @@
 //! The gradient is `dy` with the axes put back.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod naive;
 
 use super::{Case, Cost, Fill, Operation, Recorder, Rule, Site, Tolerance, Values, Var, push_one};
 use crate::device::Control;
 use crate::device::cpu::Launch;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::Launches;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, TensorType};
 
@@ -83,6 +87,11 @@ impl Operation for Transpose {
 
     fn cpu(&self, site: &Site<'_>) -> Option<Launch> {
         Some(cpu::launch(site, axes(&site.inputs[0].shape, &self.perm)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
+        cuda::launch(site, axes(&site.inputs[0].shape, &self.perm))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

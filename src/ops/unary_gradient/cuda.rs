@@ -1,26 +1,27 @@
-//! `dy f'` on a GPU, for functions that layers have: `kernels/activation_backward.cu` without its sums.
-//! Not for gelu, whose derivative loses more digits there, far below zero, than this operation allows.
+//! Gradients of functions of each element on a GPU: `kernels/unary_gradient.cu`, four elements a thread.
 
 use super::Kind;
-use crate::device::cuda::Launches;
-use crate::ops::activation_backward::cuda::{Operands, backward};
-use crate::device::cuda::Place;
-use crate::ops::{Activation, Site};
+use crate::device::cuda::{Kernel, Launches, Place};
+use crate::ops::Site;
 
-pub(super) fn launch(site: &Site<'_>, kind: Kind) -> Option<Launches> {
-    let activation = match kind {
-        Kind::Sqrt | Kind::Sigmoid | Kind::Gelu => return None,
-        Kind::Tanh => Activation::Tanh,
-        Kind::Relu => Activation::Relu,
-        Kind::Silu => Activation::Silu,
+pub(super) fn launch(site: &Site<'_>, kind: Kind) -> Launches {
+    let name = match kind {
+        Kind::Sqrt => "sqrt",
+        Kind::Tanh => "tanh",
+        Kind::Sigmoid => "sigmoid",
+        Kind::Relu => "relu",
+        Kind::Gelu => "gelu",
+        Kind::Silu => "silu",
     };
-    let shape = &site.inputs[0].shape;
-    let (rows, columns) = if shape.rank() == 0 { (1, 1) } else { (shape.rows(), shape.columns()) };
-    let operands = Operands {
-        dy: Place::Input(1),
-        saved: Place::Input(0),
-        dz: Place::Output(0),
-        sum: None,
-    };
-    backward(activation, rows, columns, operands)
+    let elements = site.outputs[0].elements();
+    let mut launches = Launches::new();
+    launches.kernel(
+        Kernel::new("unary_gradient", format!("unary_gradient_{name}_f32"))
+            .grid([elements.div_ceil(1024), 1, 1])
+            .with(Place::Input(0))
+            .with(Place::Input(1))
+            .with(Place::Output(0))
+            .with(elements as u64),
+    );
+    launches
 }

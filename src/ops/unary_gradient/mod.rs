@@ -100,7 +100,7 @@ impl Operation for UnaryGradient {
 
     #[cfg(feature = "cuda")]
     fn cuda(&self, site: &Site<'_>) -> Option<Launches> {
-        cuda::launch(site, self.kind)
+        Some(cuda::launch(site, self.kind))
     }
 
     fn gradient(&self, rule: &mut Rule<'_>) -> Result<()> {

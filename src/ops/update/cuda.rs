@@ -152,7 +152,7 @@ pub(in crate::ops) fn argument(update: &Update, places: &Places, tables: &Tables
         Place::Control.into(),
     ];
     for slot in slots {
-        members.push(number(slot.index())?.into());
+        members.push(slot.into());
     }
     let rule = rule(update.rule);
     members.push(decay.into());
