@@ -33,6 +33,9 @@ mod index;
 #[path = "driver/operations.rs"]
 mod operations;
 #[cfg(feature = "cuda")]
+#[path = "driver/products.rs"]
+mod products;
+#[cfg(feature = "cuda")]
 #[path = "driver/replay.rs"]
 mod replay;
 #[path = "driver/rows.rs"]

@@ -15,7 +15,11 @@
 // those of column l / 4.
 
 // copy_async: 16 bytes from global to shared memory, both aligned to 16; only the first `bytes` are read, the rest is zero.
+// copy_one: one element, or zero where there is none; of f32 asynchronous, at any address of an f32.
 // commit_copies closes a group; wait_copies<N> waits until at most the N newest groups are under way, for this thread's own.
+// Before Ampere all of them copy at once.
+
+// prefetch: brings the line of an address into L2.
 
 #ifdef __CUDACC__
 
@@ -41,9 +45,36 @@ DEVICE void load_fragments(u32 (&r)[4], const bf16* row) {
     }
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+
+DEVICE void copy_async(void* shared, const void* global, u32 bytes) {
+    uint4 all = make_uint4(0, 0, 0, 0);
+    if (bytes == 16) {
+        all = *(const uint4*)global;
+    } else {
+        const u32* from = (const u32*)global;
+        if (bytes > 0) all.x = from[0];
+        if (bytes > 4) all.y = from[1];
+        if (bytes > 8) all.z = from[2];
+    }
+    *(uint4*)shared = all;
+}
+DEVICE void copy_one(float* shared, const float* global, bool there) {
+    *shared = there ? *global : 0.0f;
+}
+DEVICE void commit_copies() {}
+template <int LEFT>
+DEVICE void wait_copies() {}
+
+#else
+
 DEVICE void copy_async(void* shared, const void* global, u32 bytes) {
     u32 address = u32(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes) : "memory");
+}
+DEVICE void copy_one(float* shared, const float* global, bool there) {
+    u32 address = u32(__cvta_generic_to_shared(shared)), bytes = there ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(global), "r"(bytes) : "memory");
 }
 DEVICE void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -51,6 +82,12 @@ DEVICE void commit_copies() {
 template <int LEFT>
 DEVICE void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+#endif
+
+DEVICE void prefetch(const void* global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
 #else
@@ -115,6 +152,9 @@ inline void copy_async(void* shared, const void* global, u32 bytes, standin_plac
     if (u64(shared) % 16 || u64(global) % 16) standin::trap("a misaligned asynchronous copy", place);
     standin::copy_async(shared, global, bytes, 16 - bytes);
 }
+inline void copy_one(float* shared, const float* global, bool there) {
+    standin::copy_async(shared, global, there ? 4 : 0, there ? 0 : 4);
+}
 inline void commit_copies() {
     standin::copy_commit();
 }
@@ -123,4 +163,10 @@ inline void wait_copies() {
     standin::copy_wait(LEFT);
 }
 
+inline void prefetch(const void*) {}
+
 #endif
+
+DEVICE void copy_one(bf16* shared, const bf16* global, bool there) {
+    *shared = there ? *global : bf16{0};
+}

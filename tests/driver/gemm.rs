@@ -1,4 +1,5 @@
-//! Products against sums in f64: every layout, tile, type and epilogue, and shapes that are no multiples of anything.
+//! Products against sums in f64: every layout, tile, type and epilogue, several matrices and sums in parts; shapes that are
+//! no multiples of anything, and rows that begin anywhere.
 
 use crate::common::{Random, assert_close};
 use crate::elementwise::{assert_close_bf16, bf16s};
@@ -24,20 +25,22 @@ pub struct Epilogue {
     pub accumulate: u32,
     pub unused: u32,
 }
-/// As `Gemm` in kernels/gemm.cu.
+/// As `Gemm` in kernels/common/product.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Arguments {
-    a: u64,
-    b: u64,
-    partials: u64,
-    m: u32,
-    n: u32,
-    k: u32,
-    lda: u32,
-    ldb: u32,
-    k_per_split: u32,
-    epilogue: Epilogue,
+pub struct Arguments {
+    pub a: u64,
+    pub b: u64,
+    pub partials: u64,
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    pub lda: u32,
+    pub ldb: u32,
+    pub k_per_split: u32,
+    pub splits: u32,
+    pub batches: u32,
+    pub epilogue: Epilogue,
 }
 // SAFETY: numbers alone, as the kernels declare them.
 unsafe impl cudarc::driver::DeviceRepr for Epilogue {}
@@ -45,14 +48,23 @@ unsafe impl cudarc::driver::DeviceRepr for Epilogue {}
 unsafe impl cudarc::driver::DeviceRepr for Arguments {}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kernel {
+pub enum Kernel {
     /// Tensor cores with bf16 or f32 operands.
     Mma(&'static str),
     Fma,
+    FmaTuring,
 }
 
-/// Operands [m][k] and [k][n] and what they give, in f64; bf16 where the kernel rounds.
+impl Kernel {
+    /// Whether operands are rounded to bf16.
+    fn rounds(self) -> bool {
+        matches!(self, Kernel::Mma(_))
+    }
+}
+
+/// `batches` operands [m][k] and [k][n] and what they give, in f64; bf16 where the kernel rounds.
 pub struct Product {
+    pub batches: usize,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -62,22 +74,30 @@ pub struct Product {
 }
 
 impl Product {
-    pub fn new([m, n, k]: [usize; 3], rounded: bool) -> Product {
+    pub fn new(shape: [usize; 3], rounded: bool) -> Product {
+        Product::batched(1, shape, rounded)
+    }
+
+    pub fn batched(batches: usize, [m, n, k]: [usize; 3], rounded: bool) -> Product {
         let mut random = Random((m * 1_000_003 + n * 1009 + k) as u64);
         let mut make = |len: usize| -> Vec<f64> {
             let all: Vec<f64> = (0..len).map(|_| random.unit() * 2.0 - 1.0).collect();
-            if rounded { bf16s(&all).1 } else { all }
+            if rounded { bf16s(&all).1 } else { all.iter().map(|&x| f64::from(x as f32)).collect() }
         };
-        let (a, b) = (make(m * k), make(k * n));
-        let mut y = vec![0.0; m * n];
-        for i in 0..m {
-            for l in 0..k {
-                for j in 0..n {
-                    y[i * n + j] += a[i * k + l] * b[l * n + j];
+        let (a, b) = (make(batches * m * k), make(batches * k * n));
+        let mut y = vec![0.0; batches * m * n];
+        for batch in 0..batches {
+            let (a, b) = (&a[batch * m * k..], &b[batch * k * n..]);
+            let y = &mut y[batch * m * n..];
+            for i in 0..m {
+                for l in 0..k {
+                    for j in 0..n {
+                        y[i * n + j] += a[i * k + l] * b[l * n + j];
+                    }
                 }
             }
         }
-        Product { m, n, k, a, b, y }
+        Product { batches, m, n, k, a, b, y }
     }
 }
 
@@ -86,42 +106,83 @@ pub fn transposed(x: &[f64], rows: usize) -> Vec<f64> {
     (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
-/// Runs the product; `epilogue` names device memory beside y.
-fn run(
-    gpu: &Gpu,
-    kernel: Kernel,
-    layout: &str,
+/// Threads and dynamic shared memory, as src/ops/matmul/cuda.rs has them: of `width` bytes an element.
+pub fn block(kernel: Kernel, tile: usize) -> (usize, usize) {
+    let (width, threads, groups) = match (kernel, tile) {
+        (Kernel::Mma("bf16"), 32) => (2, 128, 4),
+        (Kernel::Mma("bf16"), 64) => (2, 256, 2),
+        (Kernel::Mma("bf16"), _) => (2, 256, 1),
+        (Kernel::Mma(_), 32) => (4, 128, 4),
+        (Kernel::Mma(_), 64) => (4, 256, 2),
+        (Kernel::Fma | Kernel::FmaTuring, 32 | 64) => (4, 256, 4),
+        _ => (4, 256, 1),
+    };
+    let part = match (tile, width) {
+        (128, 4) => 128 * (16 + 8),
+        (128, _) => 128 * (32 + 8),
+        (32, 4) => 32 * (64 + 8),
+        _ => 64 * (32 + 8),
+    };
+    // The sums of a tile, or of half of it, take over what the ring had.
+    let (stages, rows) = match (kernel, tile) {
+        (Kernel::FmaTuring, 64 | 128) => (2, tile / 2),
+        (Kernel::FmaTuring, _) => (2, tile),
+        _ => (3, tile),
+    };
+    (threads, (stages * 2 * part * width).max(groups * rows * (tile + 8) * 4))
+}
+
+/// How a product is launched.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    layout: &'a str,
     tile: usize,
-    product: &Product,
     splits: usize,
-    epilogue: Epilogue,
-) {
-    let &Product { m, n, k, .. } = product;
+    /// Elements before the operands: addresses that are no multiples of 16 bytes.
+    shift: usize,
+}
+
+fn plain(layout: &str, tile: usize) -> How<'_> {
+    How { layout, tile, splits: 1, shift: 0 }
+}
+
+/// Runs the product; `epilogue` names device memory.
+fn run(gpu: &Gpu, kernel: Kernel, how: How<'_>, product: &Product, epilogue: Epilogue) {
+    let How { layout, tile, splits, shift } = how;
+    let &Product { batches, m, n, k, .. } = product;
     let (ta, tb) = (layout.starts_with('t'), layout.ends_with('t'));
-    let a = if ta { transposed(&product.a, m) } else { product.a.clone() };
-    let b = if tb { transposed(&product.b, k) } else { product.b.clone() };
+    let before = vec![f64::NAN; shift];
+    let stored = |x: &[f64], transpose: bool, rows: usize, columns: usize| {
+        let each = x.chunks((rows * columns).max(1));
+        let x =
+            if transpose { each.flat_map(|x| transposed(x, rows)).collect() } else { x.to_vec() };
+        // One more, as there is no memory of nothing.
+        [&before[..], &x[..], &[f64::NAN][..]].concat()
+    };
+    let (a, b) = (stored(&product.a, ta, m, k), stored(&product.b, tb, k, n));
     let wide = |x: &[f64]| gpu.upload(&x.iter().map(|&x| x as f32).collect::<Vec<_>>());
     let (a_wide, b_wide) = (wide(&a), wide(&b));
     let (a_narrow, b_narrow) = (gpu.upload(&bf16s(&a).0), gpu.upload(&bf16s(&b).0));
-    let (file, name, threads, shared) = match kernel {
-        Kernel::Mma(dtype) => {
-            ("gemm", format!("gemm_mma_{dtype}_{layout}_{tile}"), tile * 2, tile * 480)
-        }
-        Kernel::Fma => ("gemm_fma", format!("gemm_fma_f32_{layout}_{tile}"), 256, 0),
+    let (file, name) = match kernel {
+        Kernel::Mma("bf16") => ("gemm_bf16", format!("gemm_mma_bf16_{layout}_{tile}")),
+        Kernel::Mma(dtype) => ("gemm", format!("gemm_mma_{dtype}_{layout}_{tile}")),
+        Kernel::Fma => ("gemm_fma", format!("gemm_fma_f32_{layout}_{tile}")),
+        Kernel::FmaTuring => ("gemm_fma_turing", format!("gemm_fma_turing_f32_{layout}_{tile}")),
     };
+    let (threads, shared) = block(kernel, tile);
     let function = gpu.kernel(file, &name);
-    if shared > 48 << 10 {
-        let limit = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(limit, shared as i32).expect("it is allowed");
-    }
+    let limit = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    function.set_attribute(limit, shared as i32).expect("it is allowed");
     let narrow = kernel == Kernel::Mma("bf16");
     // A multiple of 32, and no empty part.
-    let k_per_split = k.div_ceil(splits).div_ceil(32) * 32;
-    let splits = k.div_ceil(k_per_split);
-    let partials = gpu.unset::<f32>(splits * m * n);
+    let k_per_split = (k.div_ceil(splits).div_ceil(32) * 32).max(32);
+    let splits = k.div_ceil(k_per_split).max(1);
+    let size = batches * m * n;
+    let partials = gpu.unset::<f32>(splits * size);
+    let shifted = |at: u64, width: usize| at + (shift * width) as u64;
     let arguments = Arguments {
-        a: if narrow { at(&a_narrow) } else { at(&a_wide) },
-        b: if narrow { at(&b_narrow) } else { at(&b_wide) },
+        a: if narrow { shifted(at(&a_narrow), 2) } else { shifted(at(&a_wide), 4) },
+        b: if narrow { shifted(at(&b_narrow), 2) } else { shifted(at(&b_wide), 4) },
         partials: if splits > 1 { at(&partials) } else { NULL },
         m: m as u32,
         n: n as u32,
@@ -129,21 +190,35 @@ fn run(
         lda: if ta { m } else { k } as u32,
         ldb: if tb { k } else { n } as u32,
         k_per_split: k_per_split as u32,
+        splits: splits as u32,
+        batches: batches as u32,
         epilogue,
     };
-    let grid = (n.div_ceil(tile) as u32, m.div_ceil(tile) as u32, splits as u32);
+    let grid = (n.div_ceil(tile) * m.div_ceil(tile) * splits * batches) as u32;
     launch!(gpu, function, grid, threads as u32, shared as u32, arguments).expect("it runs");
     if splits > 1 {
-        let sum = gpu.kernel("gemm_fma", "gemm_sum");
-        let grid = (m * n).div_ceil(256) as u32;
-        launch!(gpu, sum, grid, 256, 0, at(&partials), splits as u32, m as u32, n as u32, epilogue)
-            .expect("it runs");
+        let sum = gpu.kernel("gemm_sum", "gemm_sum");
+        let grid = size.div_ceil(1024) as u32;
+        launch!(
+            gpu,
+            sum,
+            grid,
+            256,
+            0,
+            at(&partials),
+            splits as u32,
+            n as u32,
+            size as u64,
+            epilogue
+        )
+        .expect("it runs");
     }
     gpu.stream.synchronize().expect("it ran");
 }
 
-const KERNELS: [Kernel; 3] = [Kernel::Mma("bf16"), Kernel::Mma("f32"), Kernel::Fma];
-const LAYOUTS: [&str; 3] = ["nn", "nt", "tn"];
+const KERNELS: [Kernel; 4] =
+    [Kernel::Mma("bf16"), Kernel::Mma("f32"), Kernel::Fma, Kernel::FmaTuring];
+const LAYOUTS: [&str; 4] = ["nn", "nt", "tn", "tt"];
 
 /// Shapes m, n, k around tiles and steps; rows that begin at multiples of 16 bytes and rows that do not.
 const SHAPES: [[usize; 3]; 9] = [
@@ -155,7 +230,7 @@ const SHAPES: [[usize; 3]; 9] = [
     [128, 72, 96],
     [31, 10, 200],
     [130, 129, 17],
-    [64, 16, 136],
+    [33, 36, 0],
 ];
 
 on_stand_in! {
@@ -163,13 +238,13 @@ on_stand_in! {
         let gpu = Gpu::new();
         for kernel in KERNELS {
             for shape in SHAPES {
-                let product = Product::new(shape, kernel != Kernel::Fma);
+                let product = Product::new(shape, kernel.rounds());
                 for layout in LAYOUTS {
-                    for tile in [64, 128] {
+                    for tile in [32, 64, 128] {
                         let what = format!("{kernel:?} {layout} {shape:?} tile {tile}");
                         let y = gpu.unset::<f32>(product.m * product.n);
                         let epilogue = Epilogue { y: at(&y), ..Epilogue::default() };
-                        run(&gpu, kernel, layout, tile, &product, 1, epilogue);
+                        run(&gpu, kernel, plain(layout, tile), &product, epilogue);
                         let got = gpu.download(&y);
                         digest(&what, &got);
                         assert_close(&what, &got, &product.y, Tolerance::Accumulation(product.k));
@@ -181,21 +256,64 @@ on_stand_in! {
 }
 
 on_stand_in! {
+    fn products_of_several_matrices_at_any_address() {
+        let gpu = Gpu::new();
+        for kernel in KERNELS {
+            for (batches, shape, splits) in [(3, [33, 40, 72], 1), (2, [40, 36, 160], 3), (5, [9, 7, 96], 2)] {
+                let product = Product::batched(batches, shape, kernel.rounds());
+                for (layout, tile) in [("nn", 32), ("nt", 64), ("tn", 32), ("tt", 64), ("tt", 128)] {
+                    for shift in [0, 1] {
+                        let what = format!("{kernel:?} {layout} {batches} {shape:?} tile {tile} shift {shift}");
+                        let how = How { layout, tile, splits, shift };
+                        let y = gpu.upload(&vec![f32::NAN; shift + product.y.len()]);
+                        let to = at(&y) + 4 * shift as u64;
+                        run(&gpu, kernel, how, &product, Epilogue { y: to, ..Epilogue::default() });
+                        let got = gpu.download(&y);
+                        assert!(got[..shift].iter().all(|y| y.is_nan()), "{what}: what lies before");
+                        digest(&what, &got[shift..]);
+                        assert_close(&what, &got[shift..], &product.y, Tolerance::Accumulation(product.k));
+                    }
+                }
+            }
+        }
+    }
+}
+
+on_stand_in! {
+    /// More than there may be blocks along y and z.
+    fn many_small_products() {
+        let gpu = Gpu::new();
+        for (batches, m) in [(65_600, 1), (1, 32 * 65_600)] {
+            let product = Product::batched(batches, [m, 1, 1], true);
+            let y = gpu.unset::<f32>(batches * m);
+            let epilogue = Epilogue { y: at(&y), ..Epilogue::default() };
+            run(&gpu, Kernel::Mma("bf16"), plain("nn", 32), &product, epilogue);
+            let got = gpu.download(&y);
+            digest("many", &got);
+            assert_close("many", &got, &product.y, Tolerance::Exact);
+        }
+    }
+}
+
+on_stand_in! {
     fn split_products() {
         let gpu = Gpu::new();
         for kernel in KERNELS {
-            let product = Product::new([72, 40, 304], kernel != Kernel::Fma);
-            // Rows at multiples of 16 bytes: bf16 is copied asynchronously.
-            for (layout, splits) in [("nn", 3), ("nt", 5), ("tn", 10)] {
-                let what = format!("{kernel:?} {layout} in {splits}");
-                let y = gpu.unset::<f32>(product.m * product.n);
-                let bias = gpu.upload(&[0.5f32; 40]);
-                let epilogue = Epilogue { y: at(&y), bias: at(&bias), ..Epilogue::default() };
-                run(&gpu, kernel, layout, 64, &product, splits, epilogue);
-                let got = gpu.download(&y);
-                digest(&what, &got);
-                let want: Vec<f64> = product.y.iter().map(|y| y + 0.5).collect();
-                assert_close(&what, &got, &want, Tolerance::Accumulation(product.k));
+            for n in [40, 37] {
+                let product = Product::new([72, n, 304], kernel.rounds());
+                // Rows at multiples of 16 bytes: bf16 is copied asynchronously.
+                for (layout, tile, splits) in [("nn", 64, 3), ("nt", 32, 5), ("tn", 128, 2), ("tt", 32, 10)] {
+                    let what = format!("{kernel:?} {layout} {n} in {splits}");
+                    let y = gpu.upload(&vec![0.25f32; product.m * n]);
+                    let bias = gpu.upload(&vec![0.5f32; n]);
+                    let epilogue = Epilogue { y: at(&y), bias: at(&bias), accumulate: 1, ..Epilogue::default() };
+                    let how = How { layout, tile, splits, shift: 0 };
+                    run(&gpu, kernel, how, &product, epilogue);
+                    let got = gpu.download(&y);
+                    digest(&what, &got);
+                    let want: Vec<f64> = product.y.iter().map(|y| y + 0.75).collect();
+                    assert_close(&what, &got, &want, Tolerance::Accumulation(product.k));
+                }
             }
         }
     }
@@ -237,18 +355,21 @@ pub fn derivative(number: u32, saved: f64) -> f64 {
 on_stand_in! {
     fn epilogues() {
         let gpu = Gpu::new();
-        for kernel in [Kernel::Mma("bf16"), Kernel::Fma] {
-            let product = Product::new([67, 37, 48], kernel != Kernel::Fma);
+        // Columns in fours and singly.
+        for (kernel, n, tile) in
+            [(Kernel::Mma("bf16"), 37, 64), (Kernel::Mma("f32"), 36, 32), (Kernel::Fma, 37, 64), (Kernel::Fma, 36, 128)]
+        {
+            let product = Product::new([67, n, 48], kernel.rounds());
             let size = product.m * product.n;
-            let bias: Vec<f32> = (0..37).map(|j| j as f32 / 16.0 - 1.0).collect();
+            let bias: Vec<f32> = (0..n).map(|j| j as f32 / 16.0 - 1.0).collect();
             let saved: Vec<f32> = (0..size).map(|i| (i % 13) as f32 / 16.0 - 0.375).collect();
             let (bias_at, saved_at) = (gpu.upload(&bias), gpu.upload(&saved));
             let with_bias: Vec<f64> =
-                product.y.iter().enumerate().map(|(i, y)| y + f64::from(bias[i % 37])).collect();
+                product.y.iter().enumerate().map(|(i, y)| y + f64::from(bias[i % n])).collect();
             // A sum of 48 products, then functions with slopes up to 1.1.
             let tolerance = Tolerance::Accumulation(2 * 48);
             for activation in 0..5 {
-                let what = format!("{kernel:?}, activation {activation}");
+                let what = format!("{kernel:?} {n}, activation {activation}");
                 let (y, z) = (gpu.unset::<f32>(size), gpu.unset::<f32>(size));
                 let narrow = gpu.unset::<u16>(size);
                 let epilogue = Epilogue {
@@ -259,7 +380,7 @@ on_stand_in! {
                     activation,
                     ..Epilogue::default()
                 };
-                run(&gpu, kernel, "nn", 64, &product, 1, epilogue);
+                run(&gpu, kernel, plain("nn", tile), &product, epilogue);
                 let want: Vec<f64> = activate(activation, &with_bias);
                 assert_close(&format!("{what}: z"), &gpu.download(&z), &with_bias, tolerance);
                 assert_close(&what, &gpu.download(&y), &want, tolerance);
@@ -275,7 +396,7 @@ on_stand_in! {
                     accumulate: 1,
                     ..Epilogue::default()
                 };
-                run(&gpu, kernel, "nt", 64, &product, 1, epilogue);
+                run(&gpu, kernel, plain("nt", tile), &product, epilogue);
                 let want: Vec<f64> = product.y.iter().zip(&saved)
                     .map(|(y, &saved)| y * derivative(f64::from(saved)) + 0.25).collect();
                 assert_close(&format!("{what}: mask"), &gpu.download(&y), &want, tolerance);

@@ -153,9 +153,9 @@ fn run(gpu: &Gpu, way: Way, product: &Product, epilogue: Epilogue, store_tiles: 
     let launched = launch_clusters(gpu, &kernel, extents, SHARED, &pointers);
     assert_eq!(launched, CUresult::CUDA_SUCCESS);
     if splits > 1 {
-        let sum = gpu.kernel("gemm_fma", "gemm_sum");
-        let grid = (m * n).div_ceil(256) as u32;
-        launch!(gpu, sum, grid, 256, 0, result, splits as u32, m as u32, n as u32, epilogue)
+        let sum = gpu.kernel("gemm_sum", "gemm_sum");
+        let grid = (m * n).div_ceil(1024) as u32;
+        launch!(gpu, sum, grid, 256, 0, result, splits as u32, n as u32, (m * n) as u64, epilogue)
             .expect("it runs");
     }
     gpu.stream.synchronize().expect("it ran");

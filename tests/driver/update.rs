@@ -6,30 +6,30 @@ use crate::gpu::{Gpu, NULL, at, digest, launch};
 use crate::on_stand_in;
 use twoclocks::ops::Tolerance;
 
-/// As `Update` in kernels/update.cu.
+/// As `Update` in kernels/common/update.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Arguments {
-    weights: u64,
-    gradients: u64,
-    first: u64,
-    second: u64,
-    copy: u64,
-    guard: u64,
-    factor: u64,
-    pieces: u64,
-    segments: u64,
-    partials: u64,
-    control: u64,
-    slots: [u32; 5],
-    decay_kind: u32,
-    first_share: f32,
-    second_share: f32,
-    epsilon: f32,
-    momentum: f32,
-    nesterov: u32,
-    /// To a multiple of the alignment of addresses.
-    unused: u32,
+pub struct Arguments {
+    pub weights: u64,
+    pub gradients: u64,
+    pub first: u64,
+    pub second: u64,
+    pub copy: u64,
+    pub guard: u64,
+    pub factor: u64,
+    pub pieces: u64,
+    pub segments: u64,
+    pub partials: u64,
+    pub control: u64,
+    pub slots: [u32; 5],
+    pub decay_kind: u32,
+    pub first_share: f32,
+    pub second_share: f32,
+    pub epsilon: f32,
+    pub momentum: f32,
+    pub nesterov: u32,
+    /// For kernels that are not one rule's alone.
+    pub rule: u32,
 }
 // SAFETY: numbers alone, as the kernel declares them.
 unsafe impl cudarc::driver::DeviceRepr for Arguments {}
@@ -154,7 +154,7 @@ on_stand_in! {
                         epsilon: 1e-8,
                         momentum: 0.9,
                         nesterov: u32::from(rule == "nesterov"),
-                        unused: 0,
+                        rule: 0,
                     };
                     launch!(gpu, kernel, pieces.len() as u32, 256, 0, arguments).expect("it runs");
                     let add = gpu.kernel("update", "update_statistics");

@@ -59,19 +59,24 @@ impl Plan {
     }
 }
 
-/// A matrix in scratch memory as bf16.
-struct Converted {
+/// A matrix of bf16 whose rows begin at multiples of 16 bytes.
+struct Operand {
     place: Place,
     rows: usize,
     columns: usize,
     stride: usize,
 }
 
-impl Converted {
-    /// With rows that begin at multiples of 16 bytes.
-    fn new(launches: &mut Launches, rows: usize, columns: usize) -> Converted {
+impl Operand {
+    /// In scratch memory, to be converted.
+    fn converted(launches: &mut Launches, rows: usize, columns: usize) -> Operand {
         let stride = columns.next_multiple_of(8);
-        Converted { place: launches.scratch(rows * stride / 2), rows, columns, stride }
+        Operand { place: launches.scratch(rows * stride / 2), rows, columns, stride }
+    }
+
+    /// As it lies in memory, if its rows begin where they must.
+    fn stored(place: Place, rows: usize, columns: usize) -> Option<Operand> {
+        columns.is_multiple_of(8).then_some(Operand { place, rows, columns, stride: columns })
     }
 
     fn blocks(&self) -> usize {
@@ -98,41 +103,84 @@ impl Converted {
     }
 }
 
+/// Whether the device has these kernels, and they take these products and pay.
+pub(super) fn takes(target: Target, Products { batches, spec }: Products) -> bool {
+    let Spec { m, n, k, .. } = spec;
+    let bf16 = spec.precision == Precision::Bf16 && !spec.accumulate && batches == 1;
+    let both_transposed = (spec.a, spec.b) == (Transpose::Yes, Transpose::Yes);
+    target.capability == (9, 0) && bf16 && !both_transposed && pays(m, n, k) && fits(spec)
+}
+
 /// Appends a product of one pair of f32 matrices, rounded to bf16, if the device has these kernels and they pay.
 pub(super) fn product(
     launches: &mut Launches,
     target: Target,
-    Products { batches, spec }: Products,
+    products: Products,
     operands: [Place; 2],
     epilogue: &Epilogue,
 ) -> Option<()> {
-    let Spec { m, n, k, .. } = spec;
-    let bf16 = spec.precision == Precision::Bf16 && !spec.accumulate && batches == 1;
-    if target.capability != (9, 0) || !bf16 || !pays(m, n, k) {
+    let spec = products.spec;
+    if !takes(target, products) {
         return None;
     }
-    let layout = match (spec.a, spec.b) {
-        (Transpose::No, Transpose::No) => "nn",
-        (Transpose::No, Transpose::Yes) => "nt",
-        (Transpose::Yes, Transpose::No) => "tn",
-        (Transpose::Yes, Transpose::Yes) => return None,
-    };
-    let number = |count: usize| u32::try_from(count).ok();
-    // All of them fit, or none is begun.
-    for extent in [m, n, k, m * k / 8, k * n / 8] {
-        number(extent + 2048)?;
-    }
-    let plan = Plan::new(m, n, k, target.multiprocessors);
-    let (a_rows, a_columns) = if spec.a == Transpose::Yes { (k, m) } else { (m, k) };
-    let (b_rows, b_columns) = if spec.b == Transpose::Yes { (n, k) } else { (k, n) };
-    let a = Converted::new(launches, a_rows, a_columns);
-    let b = Converted::new(launches, b_rows, b_columns);
+    let [a, b] = stored_extents(spec).map(|[rows, columns]| Operand::converted(launches, rows, columns));
     launches.kernel(
         Kernel::new("gemm_sm90", "gemm_sm90_convert")
             .grid([a.blocks() + b.blocks(), 1, 1])
             .with(a.argument(operands[0])?)
             .with(b.argument(operands[1])?),
     );
+    multiply(launches, target, spec, &a, &b, epilogue)
+}
+
+/// The same of matrices that lie in memory as bf16, with rows of multiples of 8; from one full tile on.
+pub(super) fn product_of_bf16(
+    launches: &mut Launches,
+    target: Target,
+    spec: Spec,
+    operands: [Place; 2],
+    epilogue: &Epilogue,
+) -> Option<()> {
+    let Spec { m, n, k, .. } = spec;
+    let both = (spec.a, spec.b) == (Transpose::Yes, Transpose::Yes);
+    if target.capability != (9, 0) || both || spec.accumulate || m.min(n) < ROWS || k < 64 || !fits(spec) {
+        return None;
+    }
+    let [a, b] = stored_extents(spec);
+    let a = Operand::stored(operands[0], a[0], a[1])?;
+    let b = Operand::stored(operands[1], b[0], b[1])?;
+    multiply(launches, target, spec, &a, &b, epilogue)
+}
+
+/// Whether all numbers that the kernels take fit.
+fn fits(Spec { m, n, k, .. }: Spec) -> bool {
+    [m, n, k, m * k / 8, k * n / 8].iter().all(|&extent| u32::try_from(extent + 2048).is_ok())
+}
+
+/// Rows and columns of both operands as they lie in memory.
+fn stored_extents(spec: Spec) -> [[usize; 2]; 2] {
+    let Spec { m, n, k, .. } = spec;
+    let a = if spec.a == Transpose::Yes { [k, m] } else { [m, k] };
+    let b = if spec.b == Transpose::Yes { [n, k] } else { [k, n] };
+    [a, b]
+}
+
+fn multiply(
+    launches: &mut Launches,
+    target: Target,
+    spec: Spec,
+    a: &Operand,
+    b: &Operand,
+    epilogue: &Epilogue,
+) -> Option<()> {
+    let Spec { m, n, k, .. } = spec;
+    let layout = match (spec.a, spec.b) {
+        (Transpose::No, Transpose::No) => "nn",
+        (Transpose::No, Transpose::Yes) => "nt",
+        (Transpose::Yes, _) => "tn",
+    };
+    let number = |count: usize| u32::try_from(count).ok();
+    let plan = Plan::new(m, n, k, target.multiprocessors);
     let split = plan.parts > 1;
     let partials = if split { launches.scratch(plan.parts * m * n) } else { Place::Null };
     let plain = epilogue.is_plain() && !spec.accumulate;

@@ -19,16 +19,41 @@ pub(in crate::ops) struct Places {
     pub(in crate::ops) statistics: Place,
 }
 
+/// Memory of the kernels' own.
+pub(in crate::ops) struct Tables {
+    /// Which elements each block takes; null where these follow from something else.
+    pieces: Place,
+    segments: Place,
+    /// Three sums of each block, where somebody reads the statistics.
+    partials: Place,
+}
+
+impl Tables {
+    /// For so many blocks.
+    pub(in crate::ops) fn new(
+        launches: &mut Launches,
+        update: &Update,
+        pieces: Place,
+        places: &Places,
+        blocks: usize,
+    ) -> Tables {
+        let factors: Vec<[f32; 2]> =
+            update.segments.iter().map(|s| [s.rate_factor, s.decay_factor]).collect();
+        let segments = launches.table(&factors);
+        let partials = match places.statistics {
+            Place::Null => Place::Null,
+            _ => launches.scratch(3 * blocks),
+        };
+        Tables { pieces, segments, partials }
+    }
+}
+
 /// Appends the update. Nothing where copies of the weights are to be packed: those are for the CPU.
 pub(in crate::ops) fn launch(
     launches: &mut Launches,
     update: &Update,
     places: Places,
 ) -> Option<()> {
-    if update.packed.is_some() {
-        return None;
-    }
-    let number = |count: usize| u32::try_from(count).ok();
     // Segment, elements, and the first one in two halves, as the kernel has it.
     let mut pieces: Vec<[u32; 4]> = Vec::new();
     let mut first_piece = vec![0u32];
@@ -40,22 +65,71 @@ pub(in crate::ops) fn launch(
         }
         first_piece.push(number(pieces.len())?);
     }
-    let factors: Vec<[f32; 2]> =
-        update.segments.iter().map(|s| [s.rate_factor, s.decay_factor]).collect();
-    let (piece_table, segments) = (launches.table(&pieces), launches.table(&factors));
-    let partials = match places.statistics {
-        Place::Null => Place::Null,
-        _ => launches.scratch(3 * pieces.len()),
-    };
+    let table = launches.table(&pieces);
+    let tables = Tables::new(launches, update, table, &places, pieces.len());
+    launches.kernel(
+        Kernel::new("update", format!("update_{}", rule(update.rule).name))
+            .grid([pieces.len(), 1, 1])
+            .with(argument(update, &places, &tables)?),
+    );
+    add_statistics(launches, &places, &tables, &first_piece)
+}
+
+/// Appends the sum of what the blocks `first[i] .. first[i + 1]` of each segment `i` left, where somebody
+/// reads it.
+pub(in crate::ops) fn add_statistics(
+    launches: &mut Launches,
+    places: &Places,
+    tables: &Tables,
+    first: &[u32],
+) -> Option<()> {
+    if places.statistics == Place::Null {
+        return Some(());
+    }
+    let (segments, first) = (first.len() - 1, launches.table(first));
+    launches.kernel(
+        Kernel::new("update", "update_statistics")
+            .grid([segments.div_ceil(8), 1, 1])
+            .with(tables.partials)
+            .with(first)
+            .with(places.statistics)
+            .with(number(segments)?),
+    );
+    Some(())
+}
+
+fn number(count: usize) -> Option<u32> {
+    u32::try_from(count).ok()
+}
+
+/// A rule as kernels have it.
+struct RuleOfKernels {
+    name: &'static str,
+    /// Of `Rule` in `kernels/common/update.cuh`.
+    number: u32,
+    /// 1 - beta1, 1 - beta2, epsilon, momentum.
+    numbers: [f32; 4],
+    nesterov: bool,
+}
+
+fn rule(rule: Rule) -> RuleOfKernels {
     let share = |beta: f64| (1.0 - beta) as f32;
-    let (name, first, second, epsilon, momentum, nesterov) = match update.rule {
-        Rule::Sgd { momentum: 0.0, .. } => ("sgd", 0.0, 0.0, 0.0, 0.0, false),
-        Rule::Sgd { momentum, nesterov } => ("momentum", 0.0, 0.0, 0.0, momentum as f32, nesterov),
+    let (name, number, numbers, nesterov) = match rule {
+        Rule::Sgd { momentum: 0.0, .. } => ("sgd", 0, [0.0; 4], false),
+        Rule::Sgd { momentum, nesterov } => ("momentum", 1, [0.0, 0.0, 0.0, momentum as f32], nesterov),
         Rule::AdamW { beta1, beta2, epsilon } => {
-            ("adamw", share(beta1), share(beta2), epsilon as f32, 0.0, false)
+            ("adamw", 2, [share(beta1), share(beta2), epsilon as f32, 0.0], false)
         }
-        Rule::Lion { beta1, beta2 } => ("lion", share(beta1), share(beta2), 0.0, 0.0, false),
+        Rule::Lion { beta1, beta2 } => ("lion", 3, [share(beta1), share(beta2), 0.0, 0.0], false),
     };
+    RuleOfKernels { name, number, numbers, nesterov }
+}
+
+/// As `Update` of `kernels/common/update.cuh`. Nothing where copies of the weights are to be packed.
+pub(in crate::ops) fn argument(update: &Update, places: &Places, tables: &Tables) -> Option<Argument> {
+    if update.packed.is_some() {
+        return None;
+    }
     let slots = &update.slots;
     let slots =
         [slots.rate, slots.decay, slots.first_correction, slots.second_correction, slots.gradient_scale];
@@ -72,33 +146,18 @@ pub(in crate::ops) fn launch(
         Place::Null.into(),
         places.guard.into(),
         places.factor.into(),
-        piece_table.into(),
-        segments.into(),
-        partials.into(),
+        tables.pieces.into(),
+        tables.segments.into(),
+        tables.partials.into(),
         Place::Control.into(),
     ];
     for slot in slots {
         members.push(slot.into());
     }
+    let rule = rule(update.rule);
     members.push(decay.into());
-    members.extend([first, second, epsilon, momentum].map(Argument::F32));
-    members.push(u32::from(nesterov).into());
-    launches.kernel(
-        Kernel::new("update", format!("update_{name}"))
-            .grid([pieces.len(), 1, 1])
-            .with(Argument::Struct(members)),
-    );
-    if places.statistics != Place::Null {
-        let first_piece = launches.table(&first_piece);
-        let count = update.segments.len();
-        launches.kernel(
-            Kernel::new("update", "update_statistics")
-                .grid([count.div_ceil(8), 1, 1])
-                .with(partials)
-                .with(first_piece)
-                .with(places.statistics)
-                .with(number(count)?),
-        );
-    }
-    Some(())
+    members.extend(rule.numbers.map(Argument::F32));
+    members.push(u32::from(rule.nesterov).into());
+    members.push(rule.number.into());
+    Some(Argument::Struct(members))
 }
