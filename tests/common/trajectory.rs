@@ -74,11 +74,22 @@ fn layers(config: &Value, widths: &[usize]) -> Vec<LayerConfig> {
     toml::from_str::<Model>(&layers).unwrap_or_else(|e| panic!("{e} in\n{layers}")).layers
 }
 
+/// A reference, within the program: it may run on another machine.
+fn reference(name: &str) -> &'static str {
+    macro_rules! references {
+        ($($name:literal)*) => {
+            match name {
+                $($name => include_str!(concat!("../pytorch/trajectory_", $name, ".json")),)*
+                _ => panic!("there is no reference {name}"),
+            }
+        };
+    }
+    references!("adamw" "adamw_accumulate" "adamw_gelu_layer_norm" "lion" "sgd_clip" "sgd_nesterov")
+}
+
 /// Ten steps of `tests/pytorch/trajectory_<name>.json` on a device: losses and all weights.
 pub fn check(name: &str, device: &Device) {
-    let path = format!("{}/tests/pytorch/trajectory_{name}.json", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let reference: Value = serde_json::from_str(&text).expect("JSON");
+    let reference: Value = serde_json::from_str(reference(name)).expect("JSON");
     let config = &reference["config"];
     let widths: Vec<usize> = numbers(&config["widths"]).iter().map(|&w| w as usize).collect();
     let (batch, steps) = (config["batch"].as_u64().expect("batch"), config["steps"].as_u64());

@@ -7,8 +7,45 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-/// Says to a test that it runs on the stand-in: its process was started for it.
+/// Names the test that this process was started for, to run it.
 const INSIDE: &str = "TWOCLOCKS_INSIDE_STAND_IN";
+
+/// Tests that need the stand-in, and no GPU can run: kernels that have no PTX, planted faults, calls that are
+/// counted, programs that are not carried along. A name that ends in `::` is a whole file.
+const OF_THE_STAND_IN: &[&str] = &[
+    "tool::",
+    "build::says_where_the_stand_in_is",
+    "cluster::blocks_of_a_cluster_reach_each_other",
+    "cluster::clusters_that_a_driver_refuses",
+    "cluster::clusters_need_a_later_gpu",
+    "cluster::memory_of_a_block_that_has_not_begun_is_not_touched",
+    "cluster::memory_of_a_block_that_has_returned_is_not_touched",
+    "cluster::a_thread_that_misses_the_barrier_of_a_cluster_is_named",
+    "cluster::a_rank_outside_of_the_cluster_is_caught",
+    "device::the_stand_in_is_found_and_named_as_such",
+    "device::doctor_names_the_stand_in",
+    "device::auto_stays_on_the_cpu_and_says_why",
+    "device::works_are_timed_by_the_device",
+    "graphs::a_missing_dependency_shows",
+    "graphs::dependencies_that_are_none_are_refused",
+    "hopper::on_a_tape::the_cubin_is_loaded_where_the_driver_takes_it",
+    "hopper::tiles",
+    "hopper::an_mbarrier_that_nobody_initialised_is_caught",
+    "hopper::a_missing_arrival_is_a_deadlock",
+    "hopper::too_many_expected_bytes_are_a_deadlock",
+    "hopper::too_few_expected_bytes_are_caught",
+    "hopper::a_tile_that_nobody_waits_for_is_caught",
+    "hopper::a_store_that_nobody_waits_for_is_caught",
+    "hopper::products_of_a_warpgroup",
+    "hopper::descriptors_are_checked",
+    "hopper::descriptors_agree_within_a_warp",
+    "replay::calls_of_a_launch",
+    "replay::memory_that_is_not_there",
+    "training::the_command_trains_the_digits",
+];
+
+/// Of a file that is listed, what a GPU runs all the same.
+const NOT_OF_IT: &str = "tool::every_kernel_loads";
 
 /// A stand-in for a GPU of compute capability 9.0.
 pub const HOPPER: [(&str, &str); 1] = [("TWOCLOCKS_STANDIN_CAPABILITY", "90")];
@@ -31,21 +68,40 @@ pub fn on_system() -> bool {
     }
 }
 
+/// Whether `entry` of the list names this test.
+fn names(entry: &str, test: &str) -> bool {
+    match entry.ends_with("::") {
+        true => test.starts_with(entry) && test != NOT_OF_IT,
+        false => test == entry,
+    }
+}
+
+fn listed(test: &str) -> bool {
+    OF_THE_STAND_IN.iter().any(|entry| names(entry, test))
+}
+
 /// Whether the test of that name is of the stand-in itself, and this is a GPU; says SKIPPED then.
 pub fn skipped(name: &str) -> bool {
-    const OF_THE_STAND_IN: [&str; 4] = [
-        "tool::",
-        "build::says_where_the_stand_in_is",
-        "device::the_stand_in_is_found_and_named_as_such",
-        "device::doctor_names_the_stand_in",
-    ];
-    let skipped = on_system()
-        && OF_THE_STAND_IN.iter().any(|start| name.starts_with(start))
-        && name != "tool::every_kernel_loads";
+    let skipped = on_system() && listed(name);
     if skipped {
         println!("\nSKIPPED: {name} is a test of the stand-in, and this is a driver");
     }
     skipped
+}
+
+/// What only the stand-in has asks this first, so that the list above is found wanting without a GPU too.
+pub fn needs_the_stand_in() {
+    let name = std::env::var(INSIDE).unwrap_or_default();
+    let whose = "needs the stand-in: add it to OF_THE_STAND_IN in tests/driver/build.rs";
+    assert!(listed(&name), "the test '{name}' {whose}");
+    assert!(!on_system(), "the test '{name}' is of the stand-in, and this is a driver");
+}
+
+/// The folder of the library, for a test that starts other programs on it: `None` where it is skipped.
+#[cfg(all(feature = "cuda", feature = "cli"))]
+pub fn library_for(name: &str) -> Option<&'static Path> {
+    assert!(listed(name), "add '{name}' to OF_THE_STAND_IN in tests/driver/build.rs");
+    if skipped(name) { None } else { library() }
 }
 
 /// A file of the crate that tests read when they run.
@@ -67,14 +123,14 @@ pub fn on_stand_in_with(
     variables: &[(&str, &str)],
     body: impl FnOnce(),
 ) {
-    if std::env::var_os(INSIDE).is_some() {
+    if skipped(name) {
+        return;
+    }
+    if inside() {
         body();
         return;
     }
     let mut first: Option<(&str, String)> = None;
-    if skipped(name) {
-        return;
-    }
     let orders = if on_system() { &["the first run", "the second run"] } else { orders };
     for order in orders {
         let ordered = [variables, &[("TWOCLOCKS_STANDIN_ORDER", order)]].concat();
@@ -112,7 +168,7 @@ pub fn start(name: &str, variables: &[(&str, &str)]) -> Option<Output> {
     let output = command
         .env("RUST_BACKTRACE", "0")
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
+        .env(INSIDE, name)
         .envs(variables.iter().copied())
         .output()
         .expect("this program starts again");
@@ -122,7 +178,7 @@ pub fn start(name: &str, variables: &[(&str, &str)]) -> Option<Output> {
 }
 
 /// The folder of the library, built at most once in a process; `None` without a compiler.
-pub fn library() -> Option<&'static Path> {
+fn library() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     FOLDER.get_or_init(build).as_deref()
 }
@@ -238,5 +294,23 @@ fn says_where_the_stand_in_is() {
     if let Some(folder) = library() {
         println!("\nstand-in {}", folder.display());
         assert!(folder.join("libcuda.so.1").exists());
+    }
+}
+
+/// Each name of the list is one of a test: one that was given another name is not forgotten. Prints these tests, for
+/// `scripts/gpu-check`.
+#[cfg(all(feature = "cuda", feature = "cli"))]
+#[test]
+fn tests_of_the_stand_in_are_there() {
+    let own = std::env::current_exe().expect("this program has a path");
+    let output = Command::new(own).arg("--list").output().expect("this program starts again");
+    let text = String::from_utf8(output.stdout).expect("names");
+    let tests: Vec<&str> = text.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    for entry in OF_THE_STAND_IN {
+        assert!(tests.iter().any(|test| names(entry, test)), "there is no test {entry}");
+    }
+    assert!(tests.contains(&NOT_OF_IT), "{NOT_OF_IT}");
+    for test in tests.iter().filter(|test| listed(test)) {
+        println!("\nof the stand-in: {test}");
     }
 }

@@ -22,10 +22,9 @@ on_stand_in! {
 #[cfg(feature = "cli")]
 #[test]
 fn doctor_names_the_stand_in() {
-    if crate::build::skipped("device::doctor_names_the_stand_in") {
+    let Some(folder) = crate::build::library_for("device::doctor_names_the_stand_in") else {
         return;
-    }
-    let Some(folder) = crate::build::library() else { return };
+    };
     let doctor = |flags: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_twoclocks"));
         let command = command.arg("doctor").args(flags).env("LD_LIBRARY_PATH", folder);
@@ -73,10 +72,10 @@ fn plain_digits() -> String {
 #[cfg(feature = "cli")]
 #[test]
 fn auto_stays_on_the_cpu_and_says_why() {
-    if crate::build::skipped("tool::auto_stays_on_the_cpu_and_says_why") {
+    let Some(folder) = crate::build::library_for("device::auto_stays_on_the_cpu_and_says_why")
+    else {
         return;
-    }
-    let Some(folder) = crate::build::library() else { return };
+    };
     let nowhere = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     let config = plain_digits();
     let out = nowhere.join(format!("auto-{}", std::process::id()));
@@ -114,10 +113,9 @@ fn auto_stays_on_the_cpu_and_says_why() {
 #[cfg(feature = "cli")]
 #[test]
 fn works_are_timed_by_the_device() {
-    if crate::build::skipped("tool::works_are_timed_by_the_device") {
+    let Some(folder) = crate::build::library_for("device::works_are_timed_by_the_device") else {
         return;
-    }
-    let Some(folder) = crate::build::library() else { return };
+    };
     let device = ["--device", "cuda:0", "--seconds", "0.02"];
     for (what, count) in [
         (&["gemm", "40x24x33", "33x24x40:tn", "40x24x8:nt", "--precision", "f32"][..], 3),

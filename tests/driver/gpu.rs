@@ -41,6 +41,7 @@ impl Gpu {
 
     /// A kernel of `tests/driver/planted.cu`, of which there is no PTX: its image says no more than name and parameters.
     pub fn planted(&self, name: &str, threads: u32, parameters: &[&str]) -> CudaFunction {
+        crate::build::needs_the_stand_in();
         let image = image(name, threads, parameters);
         let module = self.context.load_module(Ptx::from_src(image)).expect("the image is good");
         module.load_function(name).expect("the image names it")

@@ -229,6 +229,9 @@ mod on_a_tape {
                 route.as_ref().map_or_else(ToString::to_string, Route::to_string)
             );
         };
+        if build::skipped(name) {
+            return;
+        }
         if build::inside() {
             return body();
         }

@@ -183,7 +183,8 @@ fn nothing_is_read_before_it_is_waited_for() {
 fn the_command_trains_the_digits() {
     use crate::common::command::{Scratch, json_lines, text, twoclocks};
     use std::process::Stdio;
-    let Some(folder) = build::library() else { return };
+    let name = "training::the_command_trains_the_digits";
+    let Some(folder) = build::library_for(name) else { return };
     // Both at once: they take 15 seconds each.
     let runs = ["first", "second"].map(|name| {
         let scratch = Scratch::new(name);

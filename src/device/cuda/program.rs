@@ -3,6 +3,8 @@
 
 mod timing;
 
+pub(super) use timing::{HeadStart, trivial};
+
 use super::Cuda;
 use super::context::Function;
 use super::feed::{Feed, KEPT};

@@ -1,8 +1,8 @@
 //! `twoclocks bench --device cuda:N`: the same rows on a GPU, by its own clock.
 //!
 //! A sample is one graph of as many repetitions as take 2 ms, so that launches do not count. Of a step
-//! there are two rows: `graph`, replays given one after another and waited for at the end, as a training
-//! that reads no loss between; and `training`, by the host's clock, where each loss is read.
+//! there are two rows: `graph`, such a sample of the step's kernels alone; and `training`, what a run does, by the
+//! host's clock: up to 32 steps that are uploaded, launched and waited for together, and all their losses fetched.
 
 use super::steps::{self, Start, Training};
 use super::works::{self, Gradient, Recorded};
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use twoclocks::device::Control;
-use twoclocks::device::cuda::{Bound, Buffer, Cuda, Feed, Peak, Program, Range, Stopwatch};
+use twoclocks::device::cuda::{Bound, Buffer, Cuda, Feed, Peak, Program, Range};
 use twoclocks::gemm::{Precision, Spec};
 use twoclocks::ops::{self, Cost};
 use twoclocks::tape::Store;
@@ -77,7 +77,7 @@ pub(super) fn run(
     if wanted(What::Step) {
         for net in steps::nets(&args.work) {
             let mut training = Training::new(&device, &net, precision, args.problem.as_deref())?;
-            for row in steps_of(&mut training, &net, cuda, budget, began)? {
+            for row in steps_of(&mut training, &net, budget, began)? {
                 print(row)?;
             }
         }
@@ -267,7 +267,6 @@ fn dispatch(device: &Device, size: &str, budget: Duration) -> Result<Row> {
 fn steps_of(
     training: &mut Training,
     net: &str,
-    cuda: &Arc<Cuda>,
     budget: Duration,
     began: Instant,
 ) -> Result<[Row; 2]> {
@@ -275,29 +274,18 @@ fn steps_of(
     const AT_ONCE: usize = 32;
     let start = training.start(began)?;
     let precision = training.trainer.precision();
-    let (host, watch, mut device) = {
-        let mut host = Vec::new();
-        let began = Instant::now();
-        while host.len() < LEAST + 1 || began.elapsed() < budget / 2 {
-            let start = Instant::now();
-            let steps = training.steps(AT_ONCE)?;
-            host.push(start.elapsed().as_secs_f64() / steps as f64);
-        }
-        // The first ones may capture a graph.
-        host.remove(0);
-        (host, Stopwatch::new(cuda)?, Vec::new())
-    };
-    let began = Instant::now();
-    while device.len() < LEAST + 1 || began.elapsed() < budget / 2 {
-        watch.start()?;
+    // To the end of the epoch, and a whole one: every graph that is timed below is captured then.
+    training.finish_epoch(AT_ONCE)?;
+    training.finish_epoch(AT_ONCE)?;
+    let (mut host, timed) = (Vec::new(), Instant::now());
+    while host.len() < LEAST || timed.elapsed() < budget / 2 {
+        let start = Instant::now();
         let steps = training.steps(AT_ONCE)?;
-        watch.stop()?;
-        device.push(watch.seconds()? / steps as f64);
+        host.push(start.elapsed().as_secs_f64() / steps as f64);
     }
-    let (recording, _) = training.trainer.step_recording()?;
+    let (recording, store) = training.trainer.step_recording()?;
     let (cost, nodes) = (recording.cost(), recording.nodes().len());
-    // The first group warms up.
-    device.remove(0);
+    let device = recording.device_seconds(store, budget / 2, LEAST)?;
     let row = |mode, seconds, start| {
         let row = Row::of(net.to_owned(), steps::BATCH, cost, nodes, seconds);
         Row { precision, mode: Some(mode), start, ..row }

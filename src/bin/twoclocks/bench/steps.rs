@@ -147,6 +147,17 @@ impl Training {
         Err(Error::config("bench step", problem))
     }
 
+    /// Steps to the end of the epoch, up to `count` at once.
+    #[cfg(feature = "cuda")]
+    pub(super) fn finish_epoch(&mut self, count: usize) -> Result<()> {
+        loop {
+            self.steps(count)?;
+            if (self.number as usize).is_multiple_of(self.batches) {
+                return Ok(());
+            }
+        }
+    }
+
     /// The first step, of a problem the first [`CHECKED_STEPS`]. `began`: the start of the process.
     pub(super) fn start(&mut self, began: Instant) -> Result<Start> {
         let mut losses = vec![self.step()?];

@@ -1,8 +1,9 @@
 //! How long a program takes by the device's own clock: as a whole, and node by node.
 
-use super::{Node, Program, give_steps, record};
-use crate::device::cuda::{Buffer, Stopwatch};
+use super::{Graph, Kernel, Node, Program, Step, give_steps, record};
+use crate::device::cuda::{Buffer, Cuda, Stopwatch};
 use crate::error::Result;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Seconds of work in a graph that is timed: beside them the few microseconds of its launch do not count.
@@ -11,9 +12,43 @@ const SAMPLE: f64 = 2e-3;
 const MOST_REPEATS: usize = 1000;
 /// Nodes in a graph at most, unless one repetition has more.
 const MOST_NODES: usize = 20_000;
-/// Bytes that are cleared for each node before nodes are timed: some 10 us, in which the host gives the
-/// node to the device. So the device never waits for the host between nodes.
+/// Bytes of a head start.
 const HEAD_START: usize = 32 << 20;
+/// Nodes of a graph that the host is taken to launch within one head start, beside the launch itself.
+const NODES_WITHIN: usize = 100;
+
+/// Keeps the device busy before its time is taken: meanwhile the host gives it what is timed, and the device never
+/// waits for the host within a sample.
+pub(in crate::device::cuda) struct HeadStart(Buffer);
+
+impl HeadStart {
+    pub(in crate::device::cuda) fn new(device: &Arc<Cuda>) -> Result<HeadStart> {
+        // The stand-in does everything at once.
+        let bytes = if device.is_stand_in() { 4 << 10 } else { HEAD_START };
+        Ok(HeadStart(Buffer::zeroed(device, "the head start of a profile", bytes)?))
+    }
+
+    /// Clears its bytes so many times: some 10 us each.
+    pub(in crate::device::cuda) fn give(&self, times: usize) -> Result<()> {
+        (0..times).try_for_each(|_| self.0.clear())
+    }
+}
+
+/// A graph of so many kernels one after another that do next to nothing: each negates one float.
+pub(in crate::device::cuda) fn trivial(
+    device: &Arc<Cuda>,
+    float: &Buffer,
+    nodes: usize,
+) -> Result<Graph> {
+    let (x, y) = (float.address(0), float.address(0));
+    let kernel = Kernel::new("unary", "unary_neg_f32").block(256).with(x).with(y).with(1u64);
+    let function = device.function(kernel.module, &kernel.name, kernel.shared)?;
+    let nowhere = |_| unreachable!("it has no places of a node");
+    let arguments = kernel.arguments.iter().map(|argument| argument.words(&nowhere)).collect();
+    let step = Step::Kernel { function, kernel, arguments };
+    let what = "kernels that do nothing";
+    record(device, what, |stream| (0..nodes).try_for_each(|_| step.give(device, stream, what)))
+}
 
 impl Program {
     /// Seconds of one run of all nodes with the control block that is there, one value a sample: a graph in which
@@ -25,6 +60,7 @@ impl Program {
     pub fn device_seconds(&mut self, budget: Duration, least: usize) -> Result<Vec<f64>> {
         let began = Instant::now();
         let watch = Stopwatch::new(&self.device)?;
+        let head_start = HeadStart::new(&self.device)?;
         let steps: usize = self.nodes.iter().map(|node| node.steps.len()).sum();
         let mut repeats = 1;
         let graph_of = |repeats: usize| {
@@ -36,6 +72,7 @@ impl Program {
         let mut graph = graph_of(1)?;
         let mut samples = Vec::new();
         loop {
+            head_start.give(4 + steps * repeats / NODES_WITHIN)?;
             watch.start()?;
             graph.launch()?;
             watch.stop()?;
@@ -65,13 +102,11 @@ impl Program {
     pub fn node_seconds(&mut self) -> Result<Vec<f64>> {
         self.device.enter()?;
         self.turns.first.give(&self.device, self.device.stream(), "a step")?;
-        let head_start = Buffer::zeroed(&self.device, "the head start of a profile", HEAD_START)?;
+        let head_start = HeadStart::new(&self.device)?;
         let watches = self.nodes.iter().map(|_| Stopwatch::new(&self.device));
         let watches = watches.collect::<Result<Vec<Stopwatch>>>()?;
         self.device.synchronize()?;
-        for _ in &self.nodes {
-            head_start.clear()?;
-        }
+        head_start.give(self.nodes.len())?;
         for (Node { label, steps, .. }, watch) in self.nodes.iter().zip(&watches) {
             watch.start()?;
             let stream = self.device.stream();
