@@ -38,6 +38,7 @@ mod products;
 #[cfg(feature = "cuda")]
 #[path = "driver/replay.rs"]
 mod replay;
+#[cfg(feature = "cuda")]
 #[path = "driver/rows.rs"]
 mod rows;
 #[cfg(feature = "cuda")]

@@ -6,7 +6,8 @@
 //   memory, bits 4 to 6 are XORed with bits 7 to 9 (5.5.4). So a box begins at a multiple of 1024 bytes.
 //
 // mbarrier_init      a barrier that `count` arrivals complete, phase after phase; then mbarrier_ready and a barrier of all threads
-// mbarrier_arrive    an arrival, release; in block `rank` of the cluster
+// mbarrier_arrive    an arrival in block `rank` of the cluster. Ordered for what tensor cores and tile_load read and write (the ring); it does
+//                    not publish ordinary stores to other blocks: a wider scope costs a fence of the whole GPU at each arrival
 // mbarrier_expect    an arrival that makes the phase wait for so many bytes as well
 // mbarrier_wait      until the phase of that parity is complete, acquire; the first phase has parity 0
 //
@@ -70,7 +71,7 @@ DEVICE void mbarrier_ready() {
 DEVICE void mbarrier_arrive(Mbarrier* barrier, u32 rank) {
     asm volatile(
         "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
         "r"(rank)
         : "memory");
 }
@@ -82,7 +83,7 @@ DEVICE void mbarrier_wait(Mbarrier* barrier, u32 parity) {
     u32 address = shared_address(barrier), done;
     do {
         asm volatile(
-            "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
             : "=r"(done)
             : "r"(address), "r"(parity)
             : "memory");

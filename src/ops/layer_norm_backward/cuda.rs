@@ -54,11 +54,12 @@ pub(in crate::ops) fn launch(site: &Site<'_>, op: &'static str, centred: bool) -
             launches.kernel(kernel(form.name).grid([blocks, 1, 1]).block(form.block));
         }
         None => {
-            if site.used[0] {
-                launches.kernel(kernel("row").grid([rows, 1, 1]).block(512));
-            }
+            // The sums first: dx may lie over what they read.
             if wants_sums {
                 launches.kernel(kernel("columns").grid([blocks, columns.div_ceil(32), 1]));
+            }
+            if site.used[0] {
+                launches.kernel(kernel("row").grid([rows, 1, 1]).block(512));
             }
         }
     }
