@@ -566,7 +566,7 @@ fn the_checker_finds_planted_violations() {
         ("ops/copy/mod.rs", "#[cfg(test)]\nmod tests { use crate::nn::Linear; }", 2),
         ("ops/copy/mod.rs", "#[cfg(test)] mod tests {} use crate::tape::Tape;", 1),
         ("ops/copy/mod.rs", "#[cfg(not(test))] use crate::tape::Tape;", 1),
-        ("clocks/mod.rs", "", 0),
+        ("weather/mod.rs", "", 0),
     ] {
         let wrong = check(path, source);
         assert!(!wrong.is_empty(), "not found in {path}: {source}");
