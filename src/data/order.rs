@@ -6,7 +6,7 @@ use crate::random::Permutation;
 ///
 /// A pure function of its arguments: a resumed run sees the order that it would have seen, without
 /// replaying earlier epochs, and the order depends on no thread count, no platform and no device: it is
-/// that of [`crate::ops::permutation`], by which training makes it where the data are.
+/// that of [`crate::ops::permutation()`], by which training makes it where the data are.
 ///
 /// # Panics
 /// If `rows` does not fit in 32 bits (a [`super::Dataset`] never has so many).
