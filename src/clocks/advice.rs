@@ -23,7 +23,8 @@ pub const CONSECUTIVE: usize = 3;
 pub const DONE: f64 = 2.0;
 /// Below this the slow clock has not moved in a way that shows.
 pub const UNMOVED: f64 = 0.3;
-/// Training loss below which the fast clock counts as done, in nats: 99 of 100 samples have a probability of 0.95 or more then.
+/// Training loss below which the fast clock counts as done, in nats: the geometric mean of the right classes' probabilities is
+/// 0.95 then.
 pub const FITTED: f64 = 0.05;
 /// Share of saturated samples from which more training of the same kind moves nothing.
 const SATURATED: f64 = 0.5;

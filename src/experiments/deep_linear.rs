@@ -367,6 +367,14 @@ pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findin
     if settings.depths.contains(&0) {
         return Err(Error::config("--depths", "a net has at least one layer, not 0"));
     }
+    if settings.slow_depths.iter().any(|&depth| depth < 2) {
+        return Err(Error::config("slow_depths", "balance is between two layers at least"));
+    }
+    if let Some(decay) = settings.decays.iter().find(|decay| !(decay.is_finite() && **decay > 0.0))
+    {
+        let problem = format!("{decay} is not above 0: the slow clock would stand still");
+        return Err(Error::config("decays", problem));
+    }
     let adam = settings.beta2.iter().map(|&beta2| Method::Adam(beta2));
     let methods: Vec<Method> =
         [Method::Descent, Method::Normalised].into_iter().chain(adam).collect();

@@ -203,7 +203,7 @@ pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findin
                 "the training loss is not at {} after {} steps",
                 settings.fitted, settings.steps
             );
-            return Err(Error::config("--fitted", problem));
+            return Err(Error::config("relu-regions", problem));
         }
     }
     let fitted_at = free.steps();
