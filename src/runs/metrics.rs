@@ -101,6 +101,9 @@ pub struct Done {
     pub epochs: u64,
     /// Training steps done.
     pub step: u64,
+    /// Further findings: `clocks` ...
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, serde_json::Value>,
 }
 
 /// Reads `null` as NaN.
@@ -280,6 +283,7 @@ pub(super) mod tests {
             run: "digits".into(),
             epochs: 2,
             step,
+            extra: BTreeMap::new(),
         }
     }
 

@@ -7,6 +7,7 @@
 mod amx_tests;
 mod config;
 mod make;
+mod measure;
 mod recipes;
 mod run;
 pub mod select;
@@ -16,6 +17,7 @@ mod trainer;
 pub use config::{
     Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
 };
+pub use measure::{ParameterSums, ProbeFigures, StepFigures, WeightFigures};
 pub use recipes::{RECIPES, recipe};
 pub use run::{Observer, Outcome, Progress, Reason, Silent, Started, resume, run};
 pub use trainer::{Review, TrainOptions, Trainer};

@@ -598,6 +598,7 @@ impl<'a> Runner<'a> {
             run: self.folder.path().display().to_string(),
             epochs: self.position.epoch,
             step: self.position.step,
+            extra: Default::default(),
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
