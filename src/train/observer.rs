@@ -1,6 +1,6 @@
 //! Who watches a run, what it is told, and how a run ended.
 
-use crate::runs::{Done, Epoch};
+use crate::runs::{Done, Epoch, Nearest};
 
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct Started {
     pub total_steps: Option<u64>,
     /// The step after which the run goes on; 0 for a new one.
     pub resumed_at: u64,
+    /// Earlier runs that a new one is nearest to, as many as the observer shows.
+    pub nearest: Vec<Nearest>,
 }
 
 /// Where a run stands, after each step.
@@ -76,6 +78,14 @@ pub struct Progress {
 
 /// Who watches a run.
 pub trait Observer {
+    /// How many earlier runs it shows when a new one starts.
+    fn shows_nearest(&self) -> usize {
+        0
+    }
+    /// Whether the run ends with its report.
+    fn wants_report(&self) -> bool {
+        true
+    }
     /// Before the first step.
     fn started(&mut self, _started: &Started) {}
     /// After each step; must be fast.

@@ -7,7 +7,7 @@ use super::trainer::{Review, Trainer};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::optim;
-use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, render};
+use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, nearest, render};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -87,7 +87,8 @@ impl<'a> Runner<'a> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Outcome> {
-        observer.started(&self.describe()?);
+        let shown = observer.shows_nearest();
+        observer.started(&self.describe(shown)?);
         let ended = self.run_steps(observer, stop).and_then(|reason| {
             self.checkpoint()?;
             Ok(reason)
@@ -108,7 +109,7 @@ impl<'a> Runner<'a> {
         Ok(Outcome { reason, done, missed_target })
     }
 
-    fn describe(&mut self) -> Result<Started> {
+    fn describe(&mut self, nearest_shown: usize) -> Result<Started> {
         let (rows, steps_per_epoch) = (self.trainer.rows(), self.trainer.steps_per_epoch());
         let device = self.trainer.store().device();
         let device = format!(
@@ -132,6 +133,10 @@ impl<'a> Runner<'a> {
             steps_per_epoch,
             total_steps,
             resumed_at: self.position.step,
+            nearest: match self.position.step {
+                0 => nearest(&self.folder, nearest_shown),
+                _ => Vec::new(),
+            },
         })
     }
 
@@ -346,7 +351,9 @@ impl<'a> Runner<'a> {
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
-        render(&self.folder)?;
+        if observer.wants_report() {
+            render(&self.folder)?;
+        }
         observer.done(&done);
         Ok(done)
     }

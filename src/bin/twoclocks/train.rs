@@ -4,6 +4,7 @@ use crate::output;
 use crate::{Common, Work};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -114,18 +115,9 @@ fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     Ok(config)
 }
 
-/// Seconds of `30s`, `2m`, `1h`, `500ms` or `30`.
-fn duration(text: &str) -> Result<f64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "" | "s" => Some(1.0),
-        "ms" => Some(1e-3),
-        "m" | "min" => Some(60.0),
-        "h" => Some(3600.0),
-        _ => None,
-    };
-    let seconds = digits.parse::<f64>().ok().zip(factor).map(|(value, factor)| value * factor);
-    seconds.filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| {
+/// Seconds of a flag's `30s`, `2m`, `1h`, `500ms` or `30`.
+pub fn duration(text: &str) -> Result<f64> {
+    twoclocks::runs::time::duration(text).ok_or_else(|| {
         Error::config("--time", format!("'{text}' is not a time like 30s, 2m or 1h"))
     })
 }
@@ -165,6 +157,10 @@ impl Screen {
 }
 
 impl Observer for Screen {
+    fn shows_nearest(&self) -> usize {
+        if self.quiet && !self.json { 0 } else { 3 }
+    }
+
     fn started(&mut self, started: &Started) {
         let from = match started.resumed_at {
             0 => String::new(),
@@ -184,6 +180,12 @@ impl Observer for Screen {
         ));
         if let Some(why) = &started.device_why {
             self.say(&format!("device auto: {why}"));
+        }
+        if self.json && !started.nearest.is_empty() {
+            output::event(json!({ "event": "nearest", "runs": started.nearest }));
+        }
+        for run in &started.nearest {
+            self.say(&format!("earlier {run}"));
         }
     }
 
