@@ -15,6 +15,7 @@ mod run;
 mod runner;
 pub mod select;
 mod state;
+pub mod sweep;
 mod trainer;
 
 pub use config::{

@@ -61,14 +61,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         output::say!("{}", config.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
-    let handler = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // A second Ctrl-C does not wait for the step to end.
-        if handler.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))?;
+    stop_on_interrupt(&stop)?;
     let mut screen = Screen::new(json, args.quiet);
     let outcome = match (&args.resume, &config) {
         (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
@@ -96,6 +89,18 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(1));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sets `stop` at the first Ctrl-C or request to end.
+pub fn stop_on_interrupt(stop: &Arc<AtomicBool>) -> Result<()> {
+    let stop = Arc::clone(stop);
+    ctrlc::set_handler(move || {
+        // A second Ctrl-C does not wait for the step to end.
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))
 }
 
 fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
