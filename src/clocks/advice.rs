@@ -248,11 +248,8 @@ fn verdict(state: &State) -> (Verdict, String) {
         return (Verdict::StopAndBank, reason);
     }
     if improving {
-        let reason = format!(
-            "fitted ({}), and validation still gains: {} now",
-            loss(state),
-            percent(now)
-        );
+        let reason =
+            format!("fitted ({}), and validation still gains: {} now", loss(state), percent(now));
         return (Verdict::KeepGoing, reason);
     }
     if state.contraction >= DONE {
@@ -357,7 +354,11 @@ mod tests {
         assert_eq!(of(&State { contraction: 2.5, ..state() }), Verdict::StopAndBank, "both done");
         assert_eq!(of(&State { planned: 0.02, ..state() }), Verdict::StopAndBank, "will not move");
         assert_eq!(of(&State { excess_change: 0.0, ..state() }), Verdict::StopAndBank, "stands");
-        assert_eq!(of(&State { excess_change: f64::NAN, ..state() }), Verdict::KeepGoing, "not known");
+        assert_eq!(
+            of(&State { excess_change: f64::NAN, ..state() }),
+            Verdict::KeepGoing,
+            "not known"
+        );
         let falling = State { accuracy: vec![0.9, 0.95, 0.96, 0.93], ..state() };
         assert_eq!(of(&falling), Verdict::StopAndBank, "validation falls");
         let gains = State { accuracy: vec![0.9, 0.91, 0.92, 0.93, 0.94], ..state() };
