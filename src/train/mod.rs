@@ -13,6 +13,7 @@ mod run;
 pub mod select;
 mod state;
 mod trainer;
+mod watch;
 
 pub use config::{
     Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
