@@ -1,5 +1,6 @@
 //! Several runs side by side in one page: curves, clocks, what differs, how they ended.
 
+use super::clocks::{Clocks, Reached};
 use super::history::{Record, State};
 use super::metrics::Epoch;
 use super::page::{Chart, Line, Page, Scale};
@@ -8,7 +9,6 @@ use super::rank::mean;
 use super::settings::{Settings, flatten, plain, same, short_key};
 use crate::error::{Error, Result};
 use serde::Serialize;
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Colours and strokes that a page tells apart.
@@ -132,14 +132,20 @@ impl Comparison {
             row("epochs", &|run| run.summary.epochs.to_string()),
             row("steps", &|run| run.summary.step.to_string()),
         ];
-        for key in ["ratio", "contraction", "advice"] {
-            let found = |run: &Record| match clocks(run).and_then(|clocks| clocks.get(key)) {
-                Some(Value::Number(number)) => number.as_f64().map(short),
-                Some(Value::String(text)) => Some(text.clone()),
-                _ => None,
-            };
+        let said: [(&str, &dyn Fn(&Clocks) -> Option<String>); 5] = [
+            ("loss above its floor", &|clocks| clocks.loss.map(|loss| short(loss - clocks.floor))),
+            ("C = sum of rate x decay", &|clocks| clocks.contraction.map(short)),
+            ("excess rank left", &|clocks| clocks.excess_rank.map(short)),
+            ("slow clock to fast one", &|clocks| {
+                clocks.ratio.map(|[steps, time]| {
+                    format!("{} in steps, {} in time", short(steps), short(time))
+                })
+            }),
+            ("advice", &|clocks| clocks.advice.first().map(|said| said.verdict.clone())),
+        ];
+        for (label, value) in said {
+            let found = |run: &Record| clocks(run).as_ref().and_then(value);
             if self.runs.iter().any(|run| found(run).is_some()) {
-                let label = if key == "ratio" { "slow clock to fast one" } else { key };
                 rows.push(row(label, &|run| found(run).unwrap_or("–".into())));
             }
         }
@@ -237,8 +243,9 @@ fn capital(text: &str) -> String {
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-fn clocks(run: &Record) -> Option<&Value> {
-    run.done.as_ref().and_then(|done| done.extra.get("clocks"))
+/// What a run found of its clocks, if it came to its end.
+fn clocks(run: &Record) -> Option<Clocks> {
+    run.done.as_ref().and_then(Clocks::of)
 }
 
 /// The settings that are not the same in all runs.
@@ -263,19 +270,16 @@ fn differing(runs: &[Settings]) -> Vec<Setting> {
 fn hitting(runs: &[Record]) -> Vec<Hitting> {
     let mut found: Vec<Hitting> = Vec::new();
     for (number, run) in runs.iter().enumerate() {
-        for clock in ["fit", "simple"] {
-            let reached =
-                clocks(run).and_then(|clocks| clocks.get(clock)).and_then(Value::as_array);
-            for hit in reached.into_iter().flatten() {
-                let get = |key: &str| hit.get(key).and_then(Value::as_f64);
-                let Some(level) = get("level") else { continue };
+        let clocks = clocks(run).unwrap_or_default();
+        for (clock, reached) in [("fit", clocks.fit), ("simple", clocks.simple)] {
+            for Reached { level, step, seconds } in reached {
                 let known = |h: &Hitting| h.clock == clock && h.level == level;
                 let at = found.iter().position(known).unwrap_or_else(|| {
                     let times = vec![None; runs.len()];
                     found.push(Hitting { clock: clock.to_owned(), level, times });
                     found.len() - 1
                 });
-                found[at].times[number] = get("step").zip(get("seconds"));
+                found[at].times[number] = Some((step, seconds));
             }
         }
     }
@@ -290,7 +294,7 @@ mod tests {
     use crate::runs::metrics::Journal;
     use crate::runs::metrics::tests::{done, epoch};
     use crate::runs::scratch::Scratch;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn record(scratch: &Scratch, recipe: &str, config: &str, rank: Value) -> Record {
         let folder = RunFolder::create(scratch.path(), recipe).unwrap();
@@ -306,7 +310,9 @@ mod tests {
         let mut end = done(30, 0.93);
         let level = |level: f64, step: u64| json!({ "level": level, "step": step, "seconds": 0.5 });
         let fit = [level(0.1, 20), level(1.0, 5)];
-        let clocks = json!({ "fit": fit, "simple": [], "ratio": 12.5, "advice": "keep going" });
+        let advice =
+            json!([{ "verdict": "keep going", "reason": "", "reviews": 3, "settled": true }]);
+        let clocks = json!({ "fit": fit, "simple": [], "ratio": [12.5, 8.0], "advice": advice });
         end.extra.insert("clocks".into(), clocks);
         journal.append(end).unwrap();
         Record::load(&folder).unwrap()
@@ -329,7 +335,8 @@ mod tests {
         let page = comparison.page();
         for part in [
             "slow clock to fast one",
-            "12.5",
+            "12.5 in steps",
+            "keep going",
             "Stable rank",
             "mean over layers",
             "Test loss",

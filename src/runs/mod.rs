@@ -16,6 +16,7 @@
 
 mod atomic;
 pub mod checkpoint;
+pub mod clocks;
 pub mod compare;
 pub mod environment;
 pub mod folder;
@@ -30,6 +31,7 @@ pub mod settings;
 pub mod time;
 
 pub use checkpoint::Checkpoint;
+pub use clocks::Clocks;
 pub use environment::Environment;
 pub use folder::RunFolder;
 pub use history::{Record, State, Summary, list};

@@ -10,6 +10,7 @@ mod config;
 mod make;
 mod measure;
 mod observer;
+mod outlook;
 mod recipes;
 mod run;
 mod runner;
@@ -17,6 +18,7 @@ pub mod select;
 mod state;
 pub mod sweep;
 mod trainer;
+mod watch;
 
 pub use config::{
     Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,

@@ -4,10 +4,11 @@ use super::config::{Config, LoopConfig};
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
 use super::state::{self, Position};
 use super::trainer::{Review, Trainer};
+use super::watch::Watch;
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::optim;
-use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, nearest, render};
+use crate::optim::{self, Rates};
+use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, nearest, render};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -22,6 +23,7 @@ pub(super) struct Runner<'a> {
     pub(super) trainer: Trainer,
     journal: Journal,
     pub(super) position: Position,
+    pub(super) watch: Watch,
     test_rows: usize,
     /// Why this device, where `auto` chose it.
     why: Option<String>,
@@ -63,6 +65,7 @@ impl<'a> Runner<'a> {
             trainer,
             journal,
             test_rows: data.test.rows(),
+            watch: Watch::new(config, data.train.classes(), data.test.rows(), &position.watch),
             why,
             started,
             seconds_before: position.seconds_total(),
@@ -119,7 +122,7 @@ impl<'a> Runner<'a> {
             device.threads(),
             self.trainer.precision()
         );
-        let total_steps = self.total_steps();
+        let (total_steps, outlook) = (self.total_steps(), self.outlook());
         let parameters = self.trainer.parameters().parameters().count();
         let (recording, _) = self.trainer.step_recording()?;
         Ok(Started {
@@ -132,6 +135,9 @@ impl<'a> Runner<'a> {
             rows: (rows, self.test_rows),
             steps_per_epoch,
             total_steps,
+            planned_contraction: outlook
+                .contraction_left
+                .map(|left| self.watch.contraction() + left),
             resumed_at: self.position.step,
             nearest: match self.position.step {
                 0 => nearest(&self.folder, nearest_shown),
@@ -193,14 +199,14 @@ impl<'a> Runner<'a> {
         // With a time budget the horizon is the clock, not a number of steps, and a step comes as much
         // later as those before it will take.
         let total_steps = self.total_steps().filter(|_| self.config.train.seconds.is_none());
-        let rate = |i: usize| {
+        let of_step = |i: usize| {
             let step = self.position.step + i as u64;
             let seconds = i as f64 * self.step_seconds.unwrap_or(0.0);
             let progress = self.progress_after(i as u64, seconds);
             let position = optim::Position { step, total_steps, progress };
-            self.config.schedule.rate(self.config.optimizer.rate, position)
+            self.config.rates(position)
         };
-        let rates: Vec<f64> = (0..count).map(rate).collect();
+        let rates: Vec<Rates> = (0..count).map(of_step).collect();
         let (step, offset) = (self.position.step + 1, self.position.offset);
         let losses = self.trainer.steps(step, offset, &rates)?.to_vec();
         let seconds = began.elapsed().as_secs_f64() / losses.len() as f64;
@@ -210,9 +216,9 @@ impl<'a> Runner<'a> {
             self.step_seconds = Some(seconds);
             self.last_count = count;
         }
-        for (loss, rate) in losses.into_iter().zip(rates) {
-            self.position.set_rate(rate);
-            self.step_done(loss, seconds, observer, trace_every)?;
+        for (loss, rates) in losses.into_iter().zip(rates) {
+            self.position.set_rate(rates.rate);
+            self.step_done(loss, seconds, rates, observer, trace_every)?;
         }
         Ok(())
     }
@@ -222,6 +228,7 @@ impl<'a> Runner<'a> {
         &mut self,
         loss: f64,
         seconds: f64,
+        rates: Rates,
         observer: &mut dyn Observer,
         trace_every: u64,
     ) -> Result<()> {
@@ -236,6 +243,8 @@ impl<'a> Runner<'a> {
         self.position.set_loss_sum(self.position.loss_sum() + loss);
         self.position.loss_count += 1;
         self.position.set_seconds_training(self.position.seconds_training() + seconds);
+        let decay = rates.decay * self.config.optimizer.weight_decay;
+        self.watch.step(step, self.position.seconds_training(), loss, rates.rate, decay);
         for (count, time) in [&mut self.trained, &mut self.since_review] {
             *count += rows as u64;
             *time += seconds;
@@ -291,7 +300,7 @@ impl<'a> Runner<'a> {
         if reached && self.position.seconds_to_target.is_none() {
             self.position.seconds_to_target = Some(seconds.to_bits());
         }
-        let row = Epoch {
+        let mut row = Epoch {
             epoch: self.position.epoch,
             step: self.position.step,
             seconds,
@@ -305,6 +314,8 @@ impl<'a> Runner<'a> {
             review_seconds: self.last_review_seconds,
             extra: Default::default(),
         };
+        let outlook = self.outlook();
+        self.watch.review(&mut row, None, None, outlook);
         self.journal.append(row.clone())?;
         self.position.set_loss_sum(0.0);
         self.position.loss_count = 0;
@@ -330,6 +341,7 @@ impl<'a> Runner<'a> {
         }
         let seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.position.set_seconds_total(seconds);
+        self.position.watch = self.watch.memory();
         self.journal.flush()?;
         state::save(&self.trainer, &self.folder, &self.position)?;
         self.has_checkpoint = true;
@@ -347,7 +359,7 @@ impl<'a> Runner<'a> {
             run: self.folder.path().display().to_string(),
             epochs: self.position.epoch,
             step: self.position.step,
-            extra: Default::default(),
+            extra: [(clocks::KEY.to_owned(), self.watch.now().to_value())].into(),
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
