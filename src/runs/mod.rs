@@ -30,6 +30,7 @@ pub mod report;
 pub mod settings;
 pub mod time;
 
+pub use atomic::without_sync;
 pub use checkpoint::Checkpoint;
 pub use clocks::Clocks;
 pub use environment::Environment;

@@ -182,3 +182,55 @@ impl Speed {
         Tried { workers, threads, steps_per_s: self.steps_per_s }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::recipes::recipe;
+    use super::*;
+
+    #[test]
+    fn fewer_threads_for_more_runs() {
+        assert_eq!(candidates(1), [(1, 1)]);
+        assert_eq!(candidates(2), [(1, 2), (2, 1)]);
+        assert_eq!(candidates(6), [(1, 6), (2, 3), (6, 1)]);
+        let tried = |workers, steps_per_s| Tried { workers, threads: 1, steps_per_s };
+        assert_eq!(fastest(&[tried(1, 100.0), tried(2, 101.0)]).workers, 1);
+        assert_eq!(fastest(&[tried(1, 100.0), tried(2, 150.0), tried(4, 140.0)]).workers, 2);
+    }
+
+    #[test]
+    fn a_shorter_run_is_a_whole_one_of_fewer_steps() {
+        let mut config = recipe("digits").unwrap();
+        // 23 steps an epoch, 40 epochs.
+        assert_eq!(total_steps(&config, 1437), Some(920));
+        let third = shortened(&config, 1.0 / 3.0, 1437);
+        assert_eq!((third.train.epochs, third.train.steps), (None, Some(307)));
+        assert_eq!(third.schedule, config.schedule);
+        assert_eq!(shortened(&config, 1.0, 1437), config);
+        config.train.steps = Some(100);
+        assert_eq!(shortened(&config, 0.5, 1437).train.steps, Some(50));
+        assert_eq!(shortened(&config, 1e-9, 1437).train.steps, Some(1));
+        (config.train.epochs, config.train.steps, config.train.seconds) = (None, None, Some(8.0));
+        let shorter = shortened(&config, 0.25, 1437).train;
+        assert_eq!((shorter.seconds, shorter.steps), (Some(2.0), None));
+    }
+
+    #[test]
+    fn costs_follow_steps_and_kinds() {
+        let config = recipe("digits").unwrap();
+        let mut other = config.clone();
+        other.train.batch = 128;
+        let mut rate = config.clone();
+        rate.optimizer.rate = 1.0;
+        let mut costs = Costs::default();
+        costs.set(&config, Speed { steps_per_s: 920.0, build: 0.5 });
+        assert!(costs.wants(&other) && !costs.wants(&rate));
+        let cost = costs.mean([(&rate, 1437)].into_iter(), 2);
+        let reviews = 1.0 + config.train.review_share.min(MOST_REVIEWED);
+        assert!((cost.full - 2.0 * reviews).abs() < 1e-9, "two side by side: {}", cost.full);
+        assert!((cost.fixed - 0.5 - REST_SECONDS).abs() < 1e-12);
+        // One of another kind counts as the mean of those that are known, and has 480 steps.
+        let cost = costs.mean([(&config, 1437), (&other, 1437)].into_iter(), 1);
+        assert!((cost.full - reviews * (920.0 + 480.0) / 920.0 / 2.0).abs() < 1e-9);
+    }
+}
