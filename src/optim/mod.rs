@@ -6,10 +6,12 @@
 //! recording serves a whole run. A [`Schedule`] says the learning rate of each step.
 
 mod config;
+mod rates;
 mod schedule;
 
 pub use crate::ops::update::{Decay, Rule, Segment};
 pub use config::OptimizerConfig;
+pub use rates::Rates;
 pub use schedule::{Anneal, CycleMode, Position, Schedule};
 
 use crate::device::{Control, F32Slot};
@@ -282,16 +284,23 @@ impl Optimizer {
 
     /// Sets the slots for the step to come.
     ///
-    /// `step` counts updates from 1 (for the bias corrections), `rate` is the learning rate of this
-    /// step, `gradient_scale` what the gradients in memory are multiplied by: 1 / micro-batches
-    /// where those of several are added up.
+    /// `step` counts updates from 1 (for the bias corrections), `rates` are those of this step (a number is
+    /// the learning rate), `gradient_scale` what the gradients in memory are multiplied by:
+    /// 1 / micro-batches where those of several are added up.
     ///
     /// # Panics
     /// If `step` is 0.
-    pub fn prepare(&self, control: &mut Control, step: u64, rate: f64, gradient_scale: f64) {
+    pub fn prepare(
+        &self,
+        control: &mut Control,
+        step: u64,
+        rates: impl Into<Rates>,
+        gradient_scale: f64,
+    ) {
         assert!(step > 0, "steps count from 1");
-        control.set_f32(self.slots.rate, rate as f32);
-        control.set_f32(self.slots.decay, self.weight_decay as f32);
+        let rates = rates.into();
+        control.set_f32(self.slots.rate, rates.rate as f32);
+        control.set_f32(self.slots.decay, (self.weight_decay * rates.decay) as f32);
         control.set_f32(self.slots.gradient_scale, gradient_scale as f32);
         control.set_f32(self.max_norm, self.clip_norm.unwrap_or(f64::INFINITY) as f32);
         if let Rule::AdamW { beta1, beta2, .. } = self.rule {
@@ -304,6 +313,11 @@ impl Optimizer {
     /// The weight decay.
     pub fn weight_decay(&self) -> f64 {
         self.weight_decay
+    }
+
+    /// What a step with these rates adds to the contraction `C`, the sum of learning rate times decay.
+    pub fn contraction(&self, rates: Rates) -> f64 {
+        rates.rate * rates.decay * self.weight_decay
     }
 
     /// Sets the weight decay of the steps that are prepared from now on: advice of the clocks.

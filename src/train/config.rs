@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gemm;
 use crate::nn::{LayerConfig, Parameters};
-use crate::optim::{OptimizerConfig, Schedule};
+use crate::optim::{OptimizerConfig, Position, Rates, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -299,6 +299,11 @@ impl Config {
         self.schedule.validate()?;
         self.data.source()?;
         Ok(())
+    }
+
+    /// What the schedules say of the step at `position`.
+    pub fn rates(&self, position: Position) -> Rates {
+        Rates::from(self.schedule.rate(self.optimizer.rate, position))
     }
 
     /// The configuration with paths that do not depend on the current directory, so that a run can

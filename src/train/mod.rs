@@ -16,6 +16,7 @@ mod runner;
 pub mod select;
 mod state;
 mod trainer;
+mod watch;
 
 pub use config::{
     Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,

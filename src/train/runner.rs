@@ -6,7 +6,7 @@ use super::state::{self, Position};
 use super::trainer::{Review, Trainer};
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::optim;
+use crate::optim::{self, Rates};
 use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, render};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -188,14 +188,14 @@ impl<'a> Runner<'a> {
         // With a time budget the horizon is the clock, not a number of steps, and a step comes as much
         // later as those before it will take.
         let total_steps = self.total_steps().filter(|_| self.config.train.seconds.is_none());
-        let rate = |i: usize| {
+        let of_step = |i: usize| {
             let step = self.position.step + i as u64;
             let seconds = i as f64 * self.step_seconds.unwrap_or(0.0);
             let progress = self.progress_after(i as u64, seconds);
             let position = optim::Position { step, total_steps, progress };
-            self.config.schedule.rate(self.config.optimizer.rate, position)
+            self.config.rates(position)
         };
-        let rates: Vec<f64> = (0..count).map(rate).collect();
+        let rates: Vec<Rates> = (0..count).map(of_step).collect();
         let (step, offset) = (self.position.step + 1, self.position.offset);
         let losses = self.trainer.steps(step, offset, &rates)?.to_vec();
         let seconds = began.elapsed().as_secs_f64() / losses.len() as f64;
@@ -205,7 +205,7 @@ impl<'a> Runner<'a> {
             self.step_seconds = Some(seconds);
             self.last_count = count;
         }
-        for (loss, rate) in losses.into_iter().zip(rates) {
+        for (loss, Rates { rate, .. }) in losses.into_iter().zip(rates) {
             self.position.set_rate(rate);
             self.step_done(loss, seconds, observer, trace_every)?;
         }

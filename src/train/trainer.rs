@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::gemm::Precision;
 use crate::nn::{Bound, Forward, Mode, Module, Parameters};
 use crate::ops::{self, Recorder, Var};
-use crate::optim::{Optimizer, OptimizerConfig, Segment};
+use crate::optim::{Optimizer, OptimizerConfig, Rates, Segment};
 use crate::runs::Environment;
 use crate::tape::{Cache, KEPT, NotFinite, Recording, Region, Store, Tape};
 use crate::tensor::{DType, Shape};
@@ -286,14 +286,15 @@ impl Trainer {
         Ok(())
     }
 
-    /// One update from the rows of the epoch's order that start at `offset`. `step` counts from 1.
+    /// One update from the rows of the epoch's order that start at `offset`. `step` counts from 1; a number
+    /// for `rates` is the learning rate.
     /// Returns the mean loss, before the update; NaN when the gradients that are to be
     /// clipped are not finite. When the result is not finite, nothing is updated.
     ///
     /// # Errors
     /// `offset` is past the end, or recording fails.
-    pub fn step(&mut self, step: u64, offset: usize, rate: f64) -> Result<f64> {
-        let losses = self.steps(step, offset, &[rate])?;
+    pub fn step(&mut self, step: u64, offset: usize, rates: impl Into<Rates>) -> Result<f64> {
+        let losses = self.steps(step, offset, &[rates.into()])?;
         Ok(losses[0])
     }
 
@@ -303,7 +304,12 @@ impl Trainer {
     ///
     /// # Errors
     /// The epoch has fewer steps left, or recording fails.
-    pub fn steps(&mut self, step: u64, offset: usize, rates: &[f64]) -> Result<&[f64]> {
+    pub fn steps<R: Into<Rates> + Copy>(
+        &mut self,
+        step: u64,
+        offset: usize,
+        rates: &[R],
+    ) -> Result<&[f64]> {
         let mut end = offset;
         self.updates.clear();
         for _ in rates {
