@@ -8,11 +8,13 @@
 mod config;
 mod rates;
 mod schedule;
+mod stable;
 
 pub use crate::ops::update::{Decay, Rule, Segment};
 pub use config::OptimizerConfig;
 pub use rates::Rates;
 pub use schedule::{Anneal, CycleMode, Position, Schedule};
+pub use stable::Stable;
 
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
-use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
+use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
@@ -55,7 +55,8 @@ pub struct Review {
     pub margin: f64,
 }
 
-/// A data set in device memory.
+/// A data set in device memory, and the rows of it that are visited, in their order.
+#[derive(Clone, Copy)]
 struct Resident {
     values: Region,
     labels: Region,
@@ -79,6 +80,9 @@ struct StepKey {
 /// Rows of a review batch.
 const REVIEW_ROWS: usize = 512;
 
+/// Seed of the sample of the test set: one for all runs, so that they can be compared.
+const SAMPLE_SEED: u64 = 0x7e57;
+
 /// Steps that a GPU is given at once, at most: while they run, nobody can stop the run or review it.
 #[cfg(feature = "cuda")]
 const MOST_AT_ONCE: usize = 32;
@@ -95,6 +99,8 @@ pub struct Trainer {
     options: TrainOptions,
     train: Resident,
     test: Resident,
+    /// Some rows of the test set.
+    sample: Option<Resident>,
     scale: Region,
     shift: Region,
     row_shape: Vec<usize>,
@@ -102,7 +108,8 @@ pub struct Trainer {
     offset: U64Slot,
     epoch: U64Slot,
     steps: Cache<StepKey>,
-    reviews: Cache<usize>,
+    /// By order of the rows, and rows of a batch.
+    reviews: Cache<(Region, usize)>,
     orders: Cache<()>,
     kept: Vec<[f32; KEPT]>,
     /// First row and rows of the updates that are under way, and their losses.
@@ -191,6 +198,7 @@ impl Trainer {
             options,
             train,
             test,
+            sample: None,
             scale,
             shift,
             offset,
@@ -228,6 +236,15 @@ impl Trainer {
     /// Training rows.
     pub fn rows(&self) -> usize {
         self.train.rows
+    }
+
+    /// Rows of a batch from the next step on; batches of another size are another recording.
+    ///
+    /// # Panics
+    /// If that is 0.
+    pub fn set_batch(&mut self, rows: usize) {
+        assert!(rows > 0, "a batch has at least one row");
+        self.options.batch = rows;
     }
 
     /// Updates of one epoch.
@@ -404,7 +421,7 @@ impl Trainer {
     ) -> Result<(Var, Var, Vec<Var>)> {
         let values = tape.persistent("values", data.values, 0, [data.rows, data.features])?;
         let labels = tape.persistent("labels", data.labels, 0, [data.rows])?;
-        let order = tape.persistent("order", data.order, 0, [data.rows])?;
+        let order = tape.persistent("order", data.order, 0, [self.store.len(data.order)])?;
         let scale = tape.persistent("scale", self.scale, 0, [data.features])?;
         let shift = tape.persistent("shift", self.shift, 0, [data.features])?;
         let batch = tape.scoped("data", |tape| {
@@ -489,9 +506,9 @@ impl Trainer {
         tape.compile(&self.store)
     }
 
-    fn record_review(&self, rows: usize) -> Result<Recording> {
+    fn record_review(&self, data: &Resident, rows: usize) -> Result<Recording> {
         let mut tape = Tape::new(&self.store);
-        let (logits, labels, _) = self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
+        let (logits, labels, _) = self.record_forward(&mut tape, data, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
         tape.keep(loss.loss)?;
@@ -504,15 +521,40 @@ impl Trainer {
     /// # Errors
     /// Recording fails.
     pub fn review(&mut self) -> Result<Review> {
-        let total = self.test.rows;
+        self.review_of(self.test)
+    }
+
+    /// The same on a sample of so many rows of the test set, which are always the same; all of them where it has no more.
+    ///
+    /// # Errors
+    /// Recording fails.
+    pub fn review_sample(&mut self, rows: usize) -> Result<Review> {
+        if rows >= self.test.rows {
+            return self.review();
+        }
+        let sample = match self.sample.filter(|sample| self.store.len(sample.order) == rows) {
+            Some(sample) => sample,
+            None => {
+                let all = order(SAMPLE_SEED, 0, self.test.rows);
+                let name = format!("test.sample of {rows}");
+                Resident { order: self.store.upload(&name, &all[..rows]), ..self.test }
+            }
+        };
+        self.sample = Some(sample);
+        self.review_of(sample)
+    }
+
+    fn review_of(&mut self, data: Resident) -> Result<Review> {
+        let total = self.store.len(data.order);
         let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
         for start in (0..total).step_by(REVIEW_ROWS) {
             let rows = REVIEW_ROWS.min(total - start);
-            if !self.reviews.contains(&rows) {
-                let recording = self.record_review(rows)?;
-                self.reviews.get(rows, || Ok(recording))?;
+            let key = (data.order, rows);
+            if !self.reviews.contains(&key) {
+                let recording = self.record_review(&data, rows)?;
+                self.reviews.get(key, || Ok(recording))?;
             }
-            let recording = self.reviews.get(rows, || unreachable!("recorded above"))?;
+            let recording = self.reviews.get(key, || unreachable!("recorded above"))?;
             let offset = self.offset;
             recording.enqueue(&mut self.store, 1, |_, control| {
                 control.set_u64(offset, start as u64);

@@ -4,6 +4,7 @@ mod bench;
 mod clocks;
 mod doctor;
 mod inspect;
+mod lr;
 mod output;
 mod problem;
 mod profile;
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Train a recipe (digits, mnist) or a configuration file.
     Train(train::TrainArgs),
+    /// Learning-rate range test: a plot, and the rates that it suggests.
+    Lr(lr::LrArgs),
     /// Score a saved run.
     Eval(inspect::EvalArgs),
     /// List earlier runs, or show one.
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
     let command = cli.command.unwrap_or_else(|| Command::Train(train::TrainArgs::default()));
     let outcome = match command {
         Command::Train(args) => train::run(args),
+        Command::Lr(args) => lr::run(args),
         Command::Eval(args) => inspect::eval(args),
         Command::Runs(args) => inspect::runs(args),
         Command::Bench(args) => bench::run(args, began),
