@@ -36,7 +36,7 @@ const PROBED_ROWS: usize = 512;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Times {
     /// A step, in the mean; not the first one.
-    step: Option<f64>,
+    pub(super) step: Option<f64>,
     /// How many steps were given at once when they were last timed.
     last_count: usize,
     /// A test row in a review, and a review beside its rows.
@@ -114,7 +114,7 @@ impl Runner<'_> {
     }
 
     /// Seconds that are left for steps, where time bounds the run.
-    fn seconds_left(&self) -> Option<f64> {
+    pub(super) fn seconds_left(&self) -> Option<f64> {
         let kept_back = self.times.ending(self.test_rows, self.checkpoint_bytes());
         self.config.train.seconds.map(|all| all - self.elapsed() - kept_back)
     }

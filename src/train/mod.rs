@@ -12,6 +12,7 @@ mod loop_config;
 mod make;
 mod measure;
 mod observer;
+mod outlook;
 mod range;
 mod recipes;
 mod run;

@@ -59,6 +59,8 @@ pub struct Started {
     pub steps_per_epoch: u64,
     /// All updates, when epochs or updates bound the run.
     pub total_steps: Option<u64>,
+    /// C, the sum of rate times decay, at the end as planned; `None` where the number of steps is not known.
+    pub planned_contraction: Option<f64>,
     /// The step after which the run goes on; 0 for a new one.
     pub resumed_at: u64,
 }

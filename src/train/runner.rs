@@ -6,10 +6,11 @@ use super::loop_config::LoopConfig;
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
 use super::state::{self, Position};
 use super::trainer::{Review, Trainer};
+use super::watch::Watch;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::optim::Rates;
-use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, render};
+use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, render};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -24,6 +25,7 @@ pub(super) struct Runner<'a> {
     pub(super) trainer: Trainer,
     journal: Journal,
     pub(super) position: Position,
+    pub(super) watch: Watch,
     pub(super) test_rows: usize,
     /// Why this device, where `auto` chose it.
     why: Option<String>,
@@ -66,6 +68,7 @@ impl<'a> Runner<'a> {
             trainer,
             journal,
             test_rows: data.test.rows(),
+            watch: Watch::new(config, data.train.classes(), data.test.rows(), &position.watch),
             why,
             started,
             seconds_before: position.seconds_total(),
@@ -124,7 +127,7 @@ impl<'a> Runner<'a> {
             device.threads(),
             self.trainer.precision()
         );
-        let total_steps = self.total_steps;
+        let (total_steps, outlook) = (self.total_steps, self.outlook());
         let parameters = self.trainer.parameters().parameters().count();
         let (recording, _) = self.trainer.step_recording()?;
         Ok(Started {
@@ -137,6 +140,9 @@ impl<'a> Runner<'a> {
             rows: (rows, self.test_rows),
             steps_per_epoch,
             total_steps,
+            planned_contraction: outlook
+                .contraction_left
+                .map(|left| self.watch.contraction() + left),
             resumed_at: self.position.step,
         })
     }
@@ -227,9 +233,9 @@ impl<'a> Runner<'a> {
             self.position.set_progress(next);
             self.position.out_of_time = last;
         }
-        for (loss, Rates { rate, .. }) in losses.into_iter().zip(rates) {
-            self.position.set_rate(rate);
-            self.step_done(loss, seconds, observer, trace_every)?;
+        for (loss, rates) in losses.into_iter().zip(rates) {
+            self.position.set_rate(rates.rate);
+            self.step_done(loss, seconds, rates, observer, trace_every)?;
         }
         Ok(())
     }
@@ -239,6 +245,7 @@ impl<'a> Runner<'a> {
         &mut self,
         loss: f64,
         seconds: f64,
+        rates: Rates,
         observer: &mut dyn Observer,
         trace_every: u64,
     ) -> Result<()> {
@@ -253,6 +260,8 @@ impl<'a> Runner<'a> {
         self.position.set_loss_sum(self.position.loss_sum() + loss);
         self.position.loss_count += 1;
         self.position.set_seconds_training(self.position.seconds_training() + seconds);
+        let decay = rates.decay * self.config.optimizer.weight_decay;
+        self.watch.step(step, self.position.seconds_training(), loss, rates.rate, decay);
         for (count, time) in [&mut self.trained, &mut self.since_review] {
             *count += rows as u64;
             *time += seconds;
@@ -351,6 +360,9 @@ impl<'a> Runner<'a> {
             review_seconds: of_rows,
             extra: sampled.then(|| ("test_rows".to_owned(), rows.into())).into_iter().collect(),
         };
+        let outlook = self.outlook();
+        self.watch.review(&mut row, None, None, outlook);
+        // All that a review finds is part of what it takes.
         row.review_seconds = began.elapsed().as_secs_f64();
         self.times.review_rest = row.review_seconds - of_rows;
         self.position.set_seconds_review(self.position.seconds_review() + row.review_seconds);
@@ -371,12 +383,7 @@ impl<'a> Runner<'a> {
         if self.position.on_plateau(limits.plateau) {
             return Some(Reason::Plateau);
         }
-        (limits.stop_on_advice && self.advised_to_stop()).then_some(Reason::Advice)
-    }
-
-    /// Whether the advice of the run's clocks is to stop.
-    fn advised_to_stop(&self) -> bool {
-        false
+        (limits.stop_on_advice && self.watch.advised_to_stop()).then_some(Reason::Advice)
     }
 
     /// Makes and times what comes at the end, a checkpoint and the report, so that a time can be kept for it.
@@ -404,6 +411,7 @@ impl<'a> Runner<'a> {
             return Err(self.diverged_at(self.position.step, Some(found), f64::NAN));
         }
         self.position.set_seconds_total(self.elapsed());
+        self.position.watch = self.watch.memory();
         self.journal.flush()?;
         state::save(&self.trainer, &self.folder, &self.position)?;
         self.has_checkpoint = true;
@@ -422,7 +430,7 @@ impl<'a> Runner<'a> {
             run: self.folder.path().display().to_string(),
             epochs: self.position.epoch,
             step: self.position.step,
-            extra: Default::default(),
+            extra: [(clocks::KEY.to_owned(), self.watch.now().to_value())].into(),
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
