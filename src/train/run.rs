@@ -1,5 +1,6 @@
 //! A configured run in its folder: from the start, or from where it was interrupted.
 
+use super::closing;
 use super::config::{Config, LoopConfig};
 use super::make::{chosen, trainer};
 use super::state::{self, Position};
@@ -315,6 +316,9 @@ impl<'a> Runner<'a> {
                 return Err(error);
             }
         };
+        if reason != Reason::Interrupted {
+            self.close()?;
+        }
         let done = self.finish(reason.name(), observer)?;
         let missed_target = self.config.train.target_acc.is_some()
             && !matches!(reason, Reason::Target | Reason::Interrupted);
@@ -586,6 +590,14 @@ impl<'a> Runner<'a> {
         self.has_checkpoint = true;
         self.last_checkpoint = Instant::now();
         Ok(())
+    }
+
+    /// Writes down what its share of the time allows to find out about the net that was trained.
+    fn close(&mut self) -> Result<()> {
+        let share = self.config.train.review_share;
+        let allowance = closing::allowance(share, self.position.seconds_training());
+        let (step, seconds) = (self.position.step, self.step_seconds);
+        closing::close(&mut self.trainer, step, seconds, allowance)?.write(&self.folder)
     }
 
     fn finish(&mut self, reason: &str, observer: &mut dyn Observer) -> Result<Done> {

@@ -1,5 +1,8 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
+#[path = "examine.rs"]
+mod examine;
+
 use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
@@ -99,6 +102,7 @@ pub struct Trainer {
     shift: Region,
     row_shape: Vec<usize>,
     classes: usize,
+    class_names: Option<Vec<String>>,
     offset: U64Slot,
     epoch: U64Slot,
     steps: Cache<StepKey>,
@@ -178,6 +182,7 @@ impl Trainer {
         let mut trainer = Trainer {
             row_shape: data.train.shape().to_vec(),
             classes: data.train.classes(),
+            class_names: data.train.class_names().map(<[String]>::to_vec),
             steps: Cache::default(),
             reviews: Cache::default(),
             orders: Cache::default(),
