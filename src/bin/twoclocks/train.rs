@@ -1,6 +1,7 @@
 //! `twoclocks train`.
 
 use crate::output;
+use crate::serve::Server;
 use crate::{Common, Work};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -42,6 +43,9 @@ pub struct TrainArgs {
     /// Print the configuration as TOML and stop.
     #[arg(long)]
     print_config: bool,
+    /// Show the report while it trains, at this port of 127.0.0.1; 0 takes one that is free.
+    #[arg(long, value_name = "PORT")]
+    serve: Option<u16>,
     /// No progress bar and no reviews on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -69,15 +73,20 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     })
     .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))?;
     let mut screen = Screen::new(json, args.quiet);
+    screen.server = args.serve.map(|port| Server::start(port, json)).transpose()?;
     let outcome = match (&args.resume, &config) {
-        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
+        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop),
         (None, Some(config)) => {
             let root = args.out.clone().unwrap_or_else(|| "runs".into());
             twoclocks::train::run(config, &root, &mut screen, &stop)
-                .map_err(|error| args.work.name_file(error))?
+                .map_err(|error| args.work.name_file(error))
         }
-        (None, None) => return Err(Error::config("train", "nothing to train")),
+        (None, None) => Err(Error::config("train", "nothing to train")),
     };
+    if let Some(server) = screen.server.take() {
+        server.end();
+    }
+    let outcome = outcome?;
     if !args.quiet {
         match outcome.reason {
             Reason::Interrupted => output::note(format_args!(
@@ -138,6 +147,7 @@ struct Screen {
     drawn: Instant,
     accuracy: f64,
     budget: f64,
+    server: Option<Server>,
 }
 
 /// Positions of the bar.
@@ -154,7 +164,8 @@ impl Screen {
             ProgressStyle::with_template("{bar:12} {percent:>3} %  {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
-        Screen { json, quiet, bar, drawn: Instant::now(), accuracy: f64::NAN, budget: 0.0 }
+        let drawn = Instant::now();
+        Screen { json, quiet, bar, drawn, accuracy: f64::NAN, budget: 0.0, server: None }
     }
 
     fn say(&self, text: &str) {
@@ -166,6 +177,9 @@ impl Screen {
 
 impl Observer for Screen {
     fn started(&mut self, started: &Started) {
+        if let Some(server) = &self.server {
+            server.show(&started.folder);
+        }
         let from = match started.resumed_at {
             0 => String::new(),
             step => format!(", resumed after step {step}"),
