@@ -304,7 +304,6 @@ struct Served {
     child: Child,
     /// `127.0.0.1:PORT`.
     address: String,
-    out: PathBuf,
     scratch: Scratch,
 }
 
@@ -334,7 +333,7 @@ impl Served {
         assert!(address.starts_with("127.0.0.1:"), "{address}");
         // The rest of its output must not fill the pipe.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Served { child, address, out, scratch }
+        Served { child, address, scratch }
     }
 
     /// Status, head and body of the answer.

@@ -75,7 +75,7 @@ impl Optimizer {
             })
             .collect::<Result<_>>()?;
         let control = store.control_mut();
-        let slots = UpdateSlots::register(control, "optimizer");
+        let slots = UpdateSlots::register(control, "optimizer", rule);
         let max_norm = control.f32_slot("optimizer.max_norm", f32::INFINITY);
         Ok(Optimizer {
             rule,
@@ -289,7 +289,7 @@ impl Optimizer {
     /// 1 / micro-batches where those of several are added up.
     ///
     /// # Panics
-    /// If `step` is 0.
+    /// If `step` is 0, or there is a momentum for SGD that keeps none.
     pub fn prepare(
         &self,
         control: &mut Control,
@@ -303,9 +303,14 @@ impl Optimizer {
         control.set_f32(self.slots.decay, (self.weight_decay * rates.decay) as f32);
         control.set_f32(self.slots.gradient_scale, gradient_scale as f32);
         control.set_f32(self.max_norm, self.clip_norm.unwrap_or(f64::INFINITY) as f32);
-        if let Rule::AdamW { beta1, beta2, .. } = self.rule {
+        let kept = self.rule.moments() > 0 || rates.momentum.is_none();
+        assert!(kept, "a momentum for an optimizer without one");
+        let momentum = rates.momentum.unwrap_or(self.rule.momentum());
+        control.set_f32(self.slots.momentum, self.rule.momentum_value(momentum));
+        if let Rule::AdamW { beta2, .. } = self.rule {
+            // As PyTorch: by the beta1 of this step, whatever those before it had.
             let left = |beta: f64| 1.0 - beta.powf(step as f64);
-            control.set_f32(self.slots.first_correction, (1.0 / left(beta1)) as f32);
+            control.set_f32(self.slots.first_correction, (1.0 / left(momentum)) as f32);
             control.set_f32(self.slots.second_correction, (1.0 / left(beta2).sqrt()) as f32);
         }
     }

@@ -164,8 +164,9 @@ mod tests {
         for step in 1..=6 {
             trainer.step(step, 16 * step as usize, 0.01).unwrap();
         }
-        let review = trainer.review().unwrap();
         let found = trainer.examine(usize::MAX).unwrap();
+        let review = trainer.review().unwrap();
+        assert_eq!(trainer.examine(usize::MAX).unwrap(), found, "by the logits of the review");
         let right: u64 = (0..3).map(|class| found.confusion[class][class]).sum();
         let wrong = found.mistakes.len() as u64;
         assert!(wrong > 20 && right > 20, "{right} right, {wrong} wrong: a test of nothing");
@@ -195,8 +196,18 @@ mod tests {
         let bytes = crate::runs::picture::bytes(rows[1], low, high);
         let png = crate::runs::picture::png([3, 4, 1], &bytes);
         assert_eq!(found.mistakes[1].png.as_ref(), Some(&png));
+        trainer.step(7, 112, 0.01).unwrap();
+        let later = trainer.examine(usize::MAX).unwrap();
+        assert_ne!(later.mistakes, found.mistakes, "those of the review, though it trained since");
+        let region = trainer.parameters().weights();
+        let zeros = vec![0f32; trainer.store().len(region)];
+        trainer.review().unwrap();
+        trainer.store_mut().write(region, 0, &zeros).unwrap();
+        let none = trainer.examine(usize::MAX).unwrap();
+        let first: u64 = none.confusion.iter().map(|row| row[0]).sum();
+        assert_eq!(first, 1100, "of equal logits the first class is taken");
         let worst = trainer.examine(2).unwrap().mistakes;
-        assert_eq!([worst[0].row, worst[1].row], [found.mistakes[0].row, found.mistakes[1].row]);
+        assert_eq!([worst[0].row, worst[1].row], [none.mistakes[0].row, none.mistakes[1].row]);
         assert_eq!(worst.len(), 2);
     }
 

@@ -297,13 +297,22 @@ impl Config {
         }
         self.optimizer.validate()?;
         self.schedule.validate()?;
+        if self.schedule.momentum().is_some() && self.optimizer.rule.moments() == 0 {
+            let problem = "kind = \"sgd\" has no momentum to cycle: set optimizer.momentum";
+            return refuse("schedule.momentum", problem.into());
+        }
         self.data.source()?;
         Ok(())
     }
 
     /// What the schedules say of the step at `position`.
     pub fn rates(&self, position: Position) -> Rates {
-        Rates::from(self.schedule.rate(self.optimizer.rate, position))
+        let decay = self.optimizer.decay_schedule;
+        Rates {
+            rate: self.schedule.rate(self.optimizer.rate, position),
+            decay: decay.map_or(1.0, |schedule| schedule.rate(1.0, position)),
+            momentum: self.schedule.momentum_at(position),
+        }
     }
 
     /// The configuration with paths that do not depend on the current directory, so that a run can

@@ -1,16 +1,70 @@
 //! A look at a trainer's test rows and weight matrices, one by one: for the end of a run.
 
 use super::{REVIEW_ROWS, Trainer};
+use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Mode;
+use crate::ops::Var;
 use crate::runs::closing::{Classified, Mistake};
 use crate::runs::picture;
-use crate::tape::{Recording, Tape};
+use crate::tape::{Recording, Store, Tape};
 use crate::tensor::{DType, Element};
+
+/// Logits that a review keeps on the host, at most: 16 MB.
+const MOST_LOGITS: usize = 4 << 20;
+
+/// The logits of the last review, `[rows, classes]`: on a CPU they are at hand, so that nothing need be computed again to look
+/// at rows one by one.
+#[derive(Default)]
+pub(super) struct Reviewed {
+    logits: Vec<f32>,
+    /// How many there are when all are here; 0 where they are not kept.
+    wanted: usize,
+    /// Where recordings of so many rows have them.
+    recorded: Vec<(usize, Var)>,
+}
+
+impl Reviewed {
+    /// Before a review of `count` logits.
+    pub(super) fn begin(&mut self, store: &Store, count: usize) {
+        self.logits.clear();
+        let keeps = matches!(store.device(), Device::Cpu(_)) && count <= MOST_LOGITS;
+        self.wanted = if keeps { count } else { 0 };
+    }
+
+    /// A recording of a batch of so many rows has its logits there.
+    pub(super) fn recorded(&mut self, rows: usize, logits: Var) {
+        self.recorded.push((rows, logits));
+    }
+
+    /// Takes those of a batch that was just replayed.
+    pub(super) fn take(
+        &mut self,
+        recording: &Recording,
+        rows: usize,
+        classes: usize,
+    ) -> Result<()> {
+        let found = self.recorded.iter().find(|(of_rows, _)| *of_rows == rows);
+        let Some(&(_, logits)) = found.filter(|_| self.wanted > 0) else { return Ok(()) };
+        let before = self.logits.len();
+        self.logits.resize(before + rows * classes, 0.0);
+        recording.read_into(logits, &mut self.logits[before..])
+    }
+
+    /// The weights are no longer those of the review.
+    pub(super) fn forget(&mut self) {
+        self.logits.clear();
+    }
+
+    /// All of them, if they are here.
+    fn all(&self) -> Option<&[f32]> {
+        (self.wanted > 0 && self.logits.len() == self.wanted).then_some(&self.logits)
+    }
+}
 
 impl Trainer {
     /// How each test row is classified: counts by class, and the `most` wrong rows of the highest loss, with
-    /// their pictures where rows are such. One pass over the test set.
+    /// their pictures where rows are such. One pass over the test set, or none after a review on a CPU.
     ///
     /// Of equal logits the first class is taken, as in [`Trainer::review`].
     ///
@@ -45,9 +99,12 @@ impl Trainer {
 
     /// Logits of all test rows, `[rows, classes]`.
     fn test_logits(&mut self) -> Result<Vec<f32>> {
+        if let Some(logits) = self.reviewed.all() {
+            return Ok(logits.to_vec());
+        }
         let (total, classes) = (self.test.rows, self.classes);
         let mut all = vec![0f32; total * classes];
-        let mut recorded: Option<(usize, Recording, crate::ops::Var)> = None;
+        let mut recorded: Option<(usize, Recording, Var)> = None;
         for start in (0..total).step_by(REVIEW_ROWS) {
             let rows = REVIEW_ROWS.min(total - start);
             let (recording, logits) = match &mut recorded {

@@ -5,13 +5,17 @@
 
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod amx_tests;
+mod budget;
 mod closing;
 mod config;
 mod make;
 mod measure;
+mod observer;
+mod outlook;
 mod profile;
 mod recipes;
 mod run;
+mod runner;
 pub mod select;
 mod state;
 mod trainer;
@@ -22,9 +26,10 @@ pub use config::{
     Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
 };
 pub use measure::{ParameterSums, ProbeFigures, StepFigures, WeightFigures};
+pub use observer::{Observer, Outcome, Progress, Reason, Silent, Started};
 #[cfg(feature = "cuda")]
 pub use profile::gpu_floors;
 pub use profile::{StepTimes, cpu_floors, step_times};
 pub use recipes::{RECIPES, recipe};
-pub use run::{Observer, Outcome, Progress, Reason, Silent, Started, resume, run};
+pub use run::{resume, run};
 pub use trainer::{Review, TrainOptions, Trainer};

@@ -17,7 +17,7 @@ const CACHE_BYTES: f64 = (32u64 << 20) as f64;
 const PRODUCTS: [&str; 4] = ["matmul", "linear", "product_update", "linear_cross_entropy"];
 
 /// Replays behind a median, at least.
-const LEAST: usize = 5;
+const LEAST: usize = 3;
 
 /// Median seconds of a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +28,7 @@ pub struct StepTimes {
     pub nodes: Vec<f64>,
 }
 
-/// Times the step of the first batch: half of `time` for whole steps, half node by node, and at least five of
+/// Times the step of the first batch: half of `time` for whole steps, half node by node, and at least three of
 /// each. Weights stay as they are, as the learning rate is 0; the optimizer's moments do not.
 ///
 /// # Errors

@@ -107,6 +107,7 @@ pub struct Trainer {
     epoch: U64Slot,
     steps: Cache<StepKey>,
     reviews: Cache<usize>,
+    reviewed: examine::Reviewed,
     orders: Cache<()>,
     kept: Vec<[f32; KEPT]>,
     /// First row and rows of the updates that are under way, and their losses.
@@ -185,6 +186,7 @@ impl Trainer {
             class_names: data.train.class_names().map(<[String]>::to_vec),
             steps: Cache::default(),
             reviews: Cache::default(),
+            reviewed: examine::Reviewed::default(),
             orders: Cache::default(),
             kept: Vec::new(),
             updates: Vec::new(),
@@ -222,6 +224,8 @@ impl Trainer {
 
     /// Memory and control block, to change them.
     pub fn store_mut(&mut self) -> &mut Store {
+        // Whoever writes weights makes other logits.
+        self.reviewed.forget();
         &mut self.store
     }
 
@@ -317,6 +321,7 @@ impl Trainer {
     ) -> Result<&[f64]> {
         let mut end = offset;
         self.updates.clear();
+        self.reviewed.forget();
         for _ in rates {
             let rows = self.update_rows(end);
             if rows == 0 {
@@ -494,14 +499,15 @@ impl Trainer {
         tape.compile(&self.store)
     }
 
-    fn record_review(&self, rows: usize) -> Result<Recording> {
+    fn record_review(&self, rows: usize) -> Result<(Recording, Var)> {
         let mut tape = Tape::new(&self.store);
         let (logits, labels, _) = self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
         tape.keep(loss.loss)?;
         tape.keep(loss.statistics)?;
-        tape.compile(&self.store)
+        tape.output(logits)?;
+        Ok((tape.compile(&self.store)?, logits))
     }
 
     /// Loss, accuracy and margin on the test set.
@@ -511,17 +517,20 @@ impl Trainer {
     pub fn review(&mut self) -> Result<Review> {
         let total = self.test.rows;
         let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
+        self.reviewed.begin(&self.store, total * self.classes);
         for start in (0..total).step_by(REVIEW_ROWS) {
             let rows = REVIEW_ROWS.min(total - start);
             if !self.reviews.contains(&rows) {
-                let recording = self.record_review(rows)?;
+                let (recording, logits) = self.record_review(rows)?;
                 self.reviews.get(rows, || Ok(recording))?;
+                self.reviewed.recorded(rows, logits);
             }
             let recording = self.reviews.get(rows, || unreachable!("recorded above"))?;
             let offset = self.offset;
             recording.enqueue(&mut self.store, 1, |_, control| {
                 control.set_u64(offset, start as u64);
             })?;
+            self.reviewed.take(recording, rows, self.classes)?;
         }
         self.store.collect(&mut self.kept)?;
         for (start, kept) in (0..total).step_by(REVIEW_ROWS).zip(&self.kept) {

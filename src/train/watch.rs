@@ -4,12 +4,12 @@
 use super::config::Config;
 use super::measure::{ProbeFigures, StepFigures};
 use crate::clocks::{
-    Advice, Adviser, DONE, FITTED, Hit, Interval, Point, Series, State, eta, growth, half_decades,
-    tail_exponent,
+    Advice, Adviser, DONE, FITTED, Hit, Interval, Point, Series, State, Verdict, eta, growth,
+    half_decades, tail_exponent,
 };
 use crate::optim::{Decay, OptimizerConfig, Rule};
-use crate::runs::clocks::{Clocks, Estimate, Eta, Reached, Said, Tail};
 use crate::runs::Epoch;
+use crate::runs::clocks::{Clocks, Estimate, Eta, Reached, Said, Tail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -32,8 +32,8 @@ const RECENT: usize = 64;
 pub(super) struct Memory {
     contraction: u64,
     loss: Vec<[u64; 3]>,
-    /// Sum, and count, of the losses of the open window.
-    window: (u64, u64),
+    /// Of the open window: sums of losses and seconds, and steps.
+    window: [u64; 3],
     margin: Vec<[u64; 3]>,
     excess: Vec<[u64; 3]>,
     accuracy: Vec<u64>,
@@ -63,7 +63,8 @@ pub(super) struct Watch {
     stationary: Option<f64>,
     contraction: f64,
     loss: Series,
-    window: (f64, u64),
+    /// Sums of losses and seconds of the open window, and its steps.
+    window: (f64, f64, u64),
     margin: Series,
     excess: Series,
     accuracy: Vec<f64>,
@@ -131,7 +132,9 @@ fn estimate(interval: Interval) -> Option<Estimate> {
 /// An object of numbers by name; what is not finite is left out.
 fn object<'a>(entries: impl Iterator<Item = (&'a str, f64)>) -> Value {
     let finite = entries.filter(|(_, value)| value.is_finite());
-    Value::Object(finite.map(|(name, value)| (name.to_owned(), json!(value))).collect::<Map<_, _>>())
+    Value::Object(
+        finite.map(|(name, value)| (name.to_owned(), json!(value))).collect::<Map<_, _>>(),
+    )
 }
 
 impl Watch {
@@ -146,7 +149,10 @@ impl Watch {
             stationary: stationary(optimizer),
             contraction,
             loss: from_bits(&memory.loss),
-            window: (f64::from_bits(memory.window.0), memory.window.1),
+            window: {
+                let [loss, seconds, steps] = memory.window;
+                (f64::from_bits(loss), f64::from_bits(seconds), steps)
+            },
             margin: from_bits(&memory.margin),
             excess: from_bits(&memory.excess),
             accuracy: memory.accuracy.iter().map(|&bits| f64::from_bits(bits)).collect(),
@@ -161,13 +167,29 @@ impl Watch {
         Memory {
             contraction: self.contraction.to_bits(),
             loss: to_bits(&self.loss),
-            window: (self.window.0.to_bits(), self.window.1),
+            window: [self.window.0.to_bits(), self.window.1.to_bits(), self.window.2],
             margin: to_bits(&self.margin),
             excess: to_bits(&self.excess),
             accuracy: self.accuracy.iter().map(|a| a.to_bits()).collect(),
             start_rank: self.start_rank.map(f64::to_bits),
             said: self.adviser.counts(),
         }
+    }
+
+    /// C so far.
+    pub(super) fn contraction(&self) -> f64 {
+        self.contraction
+    }
+
+    /// What both clocks say, as of the last review.
+    pub(super) fn now(&self) -> &Clocks {
+        &self.now
+    }
+
+    /// Whether the clocks have advised to stop for long enough.
+    pub(super) fn advised_to_stop(&self) -> bool {
+        let stop = Verdict::StopAndBank.name();
+        self.now.advice.iter().any(|said| said.settled && said.verdict == stop)
     }
 
     /// C of a step, or of a sum of rates times decay.
@@ -179,11 +201,13 @@ impl Watch {
     pub(super) fn step(&mut self, step: u64, seconds: f64, loss: f64, rate: f64, decay: f64) {
         self.contraction += self.contraction_of(rate * decay);
         self.window.0 += loss - self.floor;
-        self.window.1 += 1;
-        if self.window.1 >= WINDOW.0.max(step / WINDOW.1) {
-            let value = self.window.0 / self.window.1 as f64;
-            self.loss.push(Point { step: step as f64, seconds, value });
-            self.window = (0.0, 0);
+        self.window.1 += seconds;
+        self.window.2 += 1;
+        if self.window.2 >= WINDOW.0.max(step / WINDOW.1) {
+            let count = self.window.2 as f64;
+            let (value, seconds) = (self.window.0 / count, self.window.1 / count);
+            self.loss.push(Point { step: step as f64 - (count - 1.0) / 2.0, seconds, value });
+            self.window = (0.0, 0.0, 0);
         }
     }
 
@@ -258,7 +282,11 @@ impl Watch {
             next: fit_eta.map(|eta| Eta { level: eta.level, early: eta.early, late: eta.late }),
             contraction: Some(self.contraction),
             planned,
-            stable_rank: self.start_rank.zip(rank).map(|(start, now)| [start, now]).or(self.now.stable_rank),
+            stable_rank: self
+                .start_rank
+                .zip(rank)
+                .map(|(start, now)| [start, now])
+                .or(self.now.stable_rank),
             excess_rank: Some(last_excess).filter(|excess| excess.is_finite()),
             gate_flips: probe.and_then(mean_flips).or(self.now.gate_flips),
             done_in,
@@ -296,6 +324,7 @@ impl Watch {
             }
         };
         put("contraction", json!(self.contraction));
+        put("planned_contraction", json!(self.now.planned));
         if let Some(steps) = steps {
             put("train_margin", json!(steps.margin));
             put("least_margin", json!(steps.least_margin));
@@ -427,7 +456,12 @@ mod tests {
             watch.step(step, seconds, (-t / 100.0).exp(), 0.01, 0.05);
             if step.is_multiple_of(100) {
                 last = row(step, (-t / 100.0).exp());
-                watch.review(&mut last, None, Some(&probe(1.0 + 20.0 * (-t / 500.0).exp())), OUTLOOK);
+                watch.review(
+                    &mut last,
+                    None,
+                    Some(&probe(1.0 + 20.0 * (-t / 500.0).exp())),
+                    OUTLOOK,
+                );
             }
         }
         last
@@ -454,7 +488,9 @@ mod tests {
         assert!((clocks.planned.expect("planned") - 1.5).abs() < 1e-9);
         let done = clocks.done_in.expect("it decays");
         assert!((done - 30.0).abs() < 1e-6, "1.5 to go at 0.05 a second: {done}");
-        assert!((last.extra["excess_rank"].as_f64().expect("a number") - (-2f64).exp()).abs() < 1e-9);
+        assert!(
+            (last.extra["excess_rank"].as_f64().expect("a number") - (-2f64).exp()).abs() < 1e-9
+        );
         assert_eq!(last.extra["gate_flips"], json!({"fc1": 0.125}));
         let tail = clocks.tail_exponent.as_ref().expect("it fell");
         assert_eq!(tail.law, "exponential", "{tail:?}");
@@ -485,9 +521,16 @@ mod tests {
 
     #[test]
     fn what_contracts_is_counted_and_nothing_else() {
-        let sgd = OptimizerConfig { rule: Rule::Sgd { momentum: 0.9, nesterov: false }, weight_decay: 0.1, ..OptimizerConfig::sgd() };
+        let sgd = OptimizerConfig {
+            rule: Rule::Sgd { momentum: 0.9, nesterov: false },
+            weight_decay: 0.1,
+            ..OptimizerConfig::sgd()
+        };
         assert!((gain(&sgd) - 10.0).abs() < 1e-12 && stationary(&sgd) == Some(0.1));
-        assert_eq!((gain(&OptimizerConfig::adamw()), stationary(&OptimizerConfig::adamw())), (1.0, None));
+        assert_eq!(
+            (gain(&OptimizerConfig::adamw()), stationary(&OptimizerConfig::adamw())),
+            (1.0, None)
+        );
         let l2 = OptimizerConfig { decay: Decay::Coupled, ..OptimizerConfig::adamw() };
         assert_eq!(gain(&l2), 0.0, "Adam divides it away");
     }

@@ -117,6 +117,7 @@ fn optimizers() -> Vec<(&'static str, OptimizerConfig)> {
         ("sgd, decoupled", OptimizerConfig { decay: Decay::Decoupled, ..sgd(0.0, false) }),
         ("momentum", sgd(0.9, false)),
         ("nesterov", sgd(0.9, true)),
+        ("adam, cautious", OptimizerConfig { decay: Decay::Cautious, ..adamw }),
         ("adam, coupled", OptimizerConfig { decay: Decay::Coupled, ..adamw }),
         ("adam", OptimizerConfig { decay: Decay::None, weight_decay: 0.0, ..adamw }),
         ("lion", OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::lion() }),
