@@ -1,6 +1,7 @@
 //! The loop of a run: steps, reviews, checkpoints, and its end.
 
 use super::budget::{Planned, Times};
+use super::closing;
 use super::config::Config;
 use super::loop_config::LoopConfig;
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
@@ -111,6 +112,9 @@ impl<'a> Runner<'a> {
                 return Err(error);
             }
         };
+        if reason != Reason::Interrupted {
+            self.close()?;
+        }
         let done = self.finish(reason.name(), observer)?;
         let missed_target = self.config.train.target_acc.is_some()
             && !matches!(reason, Reason::Target | Reason::Interrupted);
@@ -418,6 +422,13 @@ impl<'a> Runner<'a> {
         self.last_checkpoint = Instant::now();
         self.times.checkpoint = Some(began.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// Writes down what its share of the time allows to find out about the net that was trained.
+    fn close(&mut self) -> Result<()> {
+        let allowance = self.closing_allowance();
+        let (step, seconds) = (self.position.step, self.times.step);
+        closing::close(&mut self.trainer, step, seconds, allowance)?.write(&self.folder)
     }
 
     fn finish(&mut self, reason: &str, observer: &mut dyn Observer) -> Result<Done> {

@@ -1,13 +1,14 @@
 //! `twoclocks eval` and `twoclocks runs`.
 
+use crate::report::{self, ReportArgs};
 use crate::{Common, output};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use twoclocks::Result;
 use twoclocks::runs::{Record, RunFolder, Summary, list};
 use twoclocks::train::Config;
+use twoclocks::{Error, Result};
 
 /// Flags of `twoclocks eval`.
 #[derive(Args)]
@@ -72,6 +73,8 @@ enum RunsAction {
         /// Its folder, or its name in the folder of runs.
         run: PathBuf,
     },
+    /// Find out what a run left out of its report to end sooner, and make its page anew.
+    Report(ReportArgs),
 }
 
 pub fn runs(args: RunsArgs) -> Result<ExitCode> {
@@ -89,6 +92,12 @@ pub fn runs(args: RunsArgs) -> Result<ExitCode> {
             }
         }
         Some(RunsAction::Show { run }) => show(&args.out, &run, args.json)?,
+        Some(RunsAction::Report(report)) => {
+            let Some(run) = &report.run else {
+                return Err(Error::config("runs report", "no run is named"));
+            };
+            report::report(&args.out, run, &report, args.json)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,8 @@ mod lr;
 mod output;
 mod problem;
 mod profile;
+mod report;
+mod serve;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -39,7 +41,7 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Time every node of one training step, beside its floor.
     Profile(profile::ProfileArgs),
-    /// The experiments of the two clocks, with what theory predicts beside what is measured.
+    /// Both clocks of a run, or an experiment about them, with what theory predicts beside what is measured.
     Clocks(clocks::ClocksArgs),
     /// Devices and instruction sets, what is chosen, and why.
     Doctor(doctor::DoctorArgs),

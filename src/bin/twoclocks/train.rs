@@ -1,5 +1,6 @@
 //! `twoclocks train`.
 
+use crate::serve::Server;
 use crate::{Common, Work};
 use crate::{both, output};
 use clap::Args;
@@ -49,6 +50,9 @@ pub struct TrainArgs {
     /// Print the configuration as TOML and stop.
     #[arg(long)]
     print_config: bool,
+    /// Show the report while it trains, at this port of 127.0.0.1; 0 takes one that is free.
+    #[arg(long, value_name = "PORT")]
+    serve: Option<u16>,
     /// No progress bar and no reviews on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -77,17 +81,22 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     })
     .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))?;
     let mut screen = Screen::new(json, args.quiet);
+    screen.server = args.serve.map(|port| Server::start(port, json)).transpose()?;
     let root = args.out.clone().unwrap_or_else(|| "runs".into());
     let outcome = match (&args.resume, &config) {
-        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
+        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop),
         (None, Some(config)) => twoclocks::train::run(config, &root, &mut screen, &stop)
-            .map_err(|error| args.work.name_file(error))?,
+            .map_err(|error| args.work.name_file(error)),
         (None, None) => {
             let trunk = PathBuf::from(args.work.work.clone().unwrap_or_default());
             let share = share.unwrap_or(f64::NAN);
-            twoclocks::train::cool(&trunk, share, &root, &mut screen, &stop)?
+            twoclocks::train::cool(&trunk, share, &root, &mut screen, &stop)
         }
     };
+    if let Some(server) = screen.server.take() {
+        server.end();
+    }
+    let outcome = outcome?;
     if !args.quiet {
         match outcome.reason {
             Reason::Interrupted => output::note(format_args!(
@@ -160,6 +169,8 @@ struct Screen {
     clocks: String,
     /// Whether C at the end as planned was said.
     forecast: bool,
+    /// The page that shows it as it goes.
+    server: Option<Server>,
 }
 
 /// Positions of the bar.
@@ -185,6 +196,7 @@ impl Screen {
             budget: 0.0,
             clocks: String::new(),
             forecast: false,
+            server: None,
         }
     }
 
@@ -204,6 +216,9 @@ impl Screen {
 
 impl Observer for Screen {
     fn started(&mut self, started: &Started) {
+        if let Some(server) = &self.server {
+            server.show(&started.folder);
+        }
         let from = match started.resumed_at {
             0 => String::new(),
             step => format!(", resumed after step {step}"),
