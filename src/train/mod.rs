@@ -21,6 +21,7 @@ mod run;
 mod runner;
 pub mod select;
 mod state;
+pub mod sweep;
 mod trainer;
 mod watch;
 

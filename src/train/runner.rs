@@ -11,7 +11,7 @@ use super::watch::Watch;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::optim::Rates;
-use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, render};
+use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, nearest, render};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -94,7 +94,8 @@ impl<'a> Runner<'a> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Outcome> {
-        observer.started(&self.describe()?);
+        let shown = observer.shows_nearest();
+        observer.started(&self.describe(shown)?);
         let ended = self.run_steps(observer, stop).and_then(|reason| {
             // What no budget says has to be kept, for a run that is resumed.
             let found = matches!(reason, Reason::Plateau | Reason::Advice);
@@ -112,7 +113,7 @@ impl<'a> Runner<'a> {
                 return Err(error);
             }
         };
-        if reason != Reason::Interrupted {
+        if reason != Reason::Interrupted && observer.wants_report() {
             self.close()?;
         }
         let done = self.finish(reason.name(), observer)?;
@@ -121,7 +122,7 @@ impl<'a> Runner<'a> {
         Ok(Outcome { reason, done, missed_target })
     }
 
-    fn describe(&mut self) -> Result<Started> {
+    fn describe(&mut self, nearest_shown: usize) -> Result<Started> {
         let (rows, steps_per_epoch) = (self.trainer.rows(), self.trainer.steps_per_epoch());
         let device = self.trainer.store().device();
         let device = format!(
@@ -148,6 +149,10 @@ impl<'a> Runner<'a> {
                 .contraction_left
                 .map(|left| self.watch.contraction() + left),
             resumed_at: self.position.step,
+            nearest: match self.position.step {
+                0 => nearest(&self.folder, nearest_shown),
+                _ => Vec::new(),
+            },
         })
     }
 
@@ -445,7 +450,9 @@ impl<'a> Runner<'a> {
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
-        self.render()?;
+        if observer.wants_report() {
+            self.render()?;
+        }
         observer.done(&done);
         Ok(done)
     }

@@ -11,6 +11,7 @@ mod problem;
 mod profile;
 mod report;
 mod serve;
+mod sweep;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -33,9 +34,11 @@ enum Command {
     Train(train::TrainArgs),
     /// Learning-rate range test: a plot, and the rates that it suggests.
     Lr(lr::LrArgs),
+    /// Vary settings of a run within a time, and rank them.
+    Sweep(sweep::SweepArgs),
     /// Score a saved run.
     Eval(inspect::EvalArgs),
-    /// List earlier runs, or show one.
+    /// List earlier runs, show one, or compare several.
     Runs(inspect::RunsArgs),
     /// Time kernels and whole steps, beside what the machine can do at most.
     Bench(bench::BenchArgs),
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Train(args) => train::run(args),
         Command::Lr(args) => lr::run(args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Eval(args) => inspect::eval(args),
         Command::Runs(args) => inspect::runs(args),
         Command::Bench(args) => bench::run(args, began),

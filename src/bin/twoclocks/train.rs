@@ -5,6 +5,7 @@ use crate::{Common, Work};
 use crate::{both, output};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -72,14 +73,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         output::say!("{}", config.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
-    let handler = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // A second Ctrl-C does not wait for the step to end.
-        if handler.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))?;
+    stop_on_interrupt(&stop)?;
     let mut screen = Screen::new(json, args.quiet);
     screen.server = args.serve.map(|port| Server::start(port, json)).transpose()?;
     let root = args.out.clone().unwrap_or_else(|| "runs".into());
@@ -116,6 +110,18 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Sets `stop` at the first Ctrl-C or request to end.
+pub fn stop_on_interrupt(stop: &Arc<AtomicBool>) -> Result<()> {
+    let stop = Arc::clone(stop);
+    ctrlc::set_handler(move || {
+        // A second Ctrl-C does not wait for the step to end.
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))
+}
+
 fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     let threads = args.common.as_ref().and_then(|common| common.threads);
     let mut config = args.work.config("digits", threads)?;
@@ -133,18 +139,9 @@ fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     Ok(config)
 }
 
-/// Seconds of `30s`, `2m`, `1h`, `500ms` or `30`.
-fn duration(text: &str) -> Result<f64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "" | "s" => Some(1.0),
-        "ms" => Some(1e-3),
-        "m" | "min" => Some(60.0),
-        "h" => Some(3600.0),
-        _ => None,
-    };
-    let seconds = digits.parse::<f64>().ok().zip(factor).map(|(value, factor)| value * factor);
-    seconds.filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| {
+/// Seconds of a flag's `30s`, `2m`, `1h`, `500ms` or `30`.
+pub fn duration(text: &str) -> Result<f64> {
+    twoclocks::runs::time::duration(text).ok_or_else(|| {
         Error::config("--time", format!("'{text}' is not a time like 30s, 2m or 1h"))
     })
 }
@@ -215,6 +212,10 @@ impl Screen {
 }
 
 impl Observer for Screen {
+    fn shows_nearest(&self) -> usize {
+        if self.quiet && !self.json { 0 } else { 3 }
+    }
+
     fn started(&mut self, started: &Started) {
         if let Some(server) = &self.server {
             server.show(&started.folder);
@@ -237,6 +238,12 @@ impl Observer for Screen {
         ));
         if let Some(why) = &started.device_why {
             self.say(&format!("device auto: {why}"));
+        }
+        if self.json && !started.nearest.is_empty() {
+            output::event(json!({ "event": "nearest", "runs": started.nearest }));
+        }
+        for run in &started.nearest {
+            self.say(&format!("earlier {run}"));
         }
         if let Some(planned) = started.planned_contraction {
             self.forecast(planned);
