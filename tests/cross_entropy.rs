@@ -87,6 +87,9 @@ fn confident_rows_keep_their_loss_and_gradient() {
                 let other = f64::from(-margin).exp() / (1.0 + rest);
                 assert_ulps(&format!("{what}: others"), found.dlogits[0], other, ulps);
                 assert_eq!(&found.statistics[..3], [margin, margin, 1.0], "{what}");
+                // Where a plain softmax has 1 for the label.
+                let plain = 1.0 / (1.0 + rest as f32) - 1.0;
+                assert_eq!(found.statistics[4] == 1.0, plain == 0.0, "{what}: {plain}");
             }
         }
     }
@@ -181,7 +184,7 @@ fn of_equal_logits_the_first_is_right() {
         let labels: Vec<u32> = (0..40).map(|r| r % 10).collect();
         let logits = vec![0.5; 40 * classes];
         let found = run(isa, classes, &logits, Targets::Labels(&labels, 0.0));
-        assert_eq!(found.statistics, [0.0, 0.0, 4.0, 0.5]);
+        assert_eq!(found.statistics, [0.0, 0.0, 4.0, 0.5, 0.0]);
     }
 }
 
@@ -258,7 +261,7 @@ fn statistics_have_no_gradient() {
     let x = tape.input("x", [3, 5]).expect("input");
     let labels = tape.input_of("labels", TensorType::u32([3])).expect("input");
     let found = softmax_cross_entropy(&mut tape, x, labels, 0.0).expect("recorded");
-    let upstream = tape.input("v", [4]).expect("input");
+    let upstream = tape.input("v", [5]).expect("input");
     let error = tape.vector_jacobian(&[(found.statistics, upstream)], &[x]).expect_err("no rule");
     assert!(error.to_string().contains("statistics"), "{error}");
 }

@@ -7,7 +7,8 @@
 //   16      4 lanes a row, 32 rows in a block of 128       256    a warp a row, 4 rows in a block of 128
 //   1024    a block of 128 a row                           4096   a block of 256 a row
 //   6144    a block of 512 a row                           long   any number, a block of 1024 a row
-// Each leaves (loss, margin, right, sum of squares) of a row in results[row]. Logits are read once and written once: 8 bytes
+// Each leaves (loss, margin, rank, sum of squares) of a row in results[row]: rank 1 if the argmax is the label, 3 if the row is saturated
+// too, else 0. Logits are read once and written once: 8 bytes
 // a class in f32, 4 in bf16. Of `long`, 12288 logits stay in registers; the others are read twice more, from L1 or L2.
 // On GPUs with clusters and their shared memory (softmax_cross_entropy_cluster.cu), for more than 12288 classes with labels:
 // cluster_1, _2, _4 and _8, that many blocks of 512 a row, which lies in their shared memory: 8192 bytes for every 2048 classes of a
@@ -211,7 +212,9 @@ DEVICE void cross_entropy(const T* logits, Targets targets, T* dlogits, float* p
         if (bad) loss = nan_value();
         bool nan = loss != loss;
         float margin = nan ? nan_value() : classes == 1 ? 0 : of_label - other;
-        results[mine.row] = make_float4(loss, margin, nan || sums[2] > 0 ? 0.0f : 1.0f, sums[1]);
+        // 2^-24: beside 1 that is nothing. A saturated row's label is the only largest one.
+        float right = nan || sums[2] > 0 ? 0.0f : of_label == max && rest <= 0x1p-24f ? 3.0f : 1.0f;
+        results[mine.row] = make_float4(loss, margin, right, sums[1]);
         if (per_row) per_row[mine.row] = loss;
     }
     if (!dlogits) {

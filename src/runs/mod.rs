@@ -16,6 +16,7 @@
 
 mod atomic;
 pub mod checkpoint;
+pub mod clocks;
 pub mod environment;
 pub mod folder;
 pub mod history;
@@ -26,6 +27,7 @@ pub mod report;
 pub mod time;
 
 pub use checkpoint::Checkpoint;
+pub use clocks::Clocks;
 pub use environment::Environment;
 pub use folder::RunFolder;
 pub use history::{Record, State, Summary, list};

@@ -1,6 +1,7 @@
 //! What a checkpoint holds, beside weights and optimizer state: where the run stands.
 
 use super::trainer::Trainer;
+use super::watch::Memory;
 use crate::error::{Error, Result};
 use crate::runs::checkpoint::save_from;
 use crate::runs::{Checkpoint, RunFolder, folder};
@@ -34,6 +35,9 @@ pub(super) struct Position {
     /// Bits of the last step's learning rate; NaN before the first one.
     #[serde(default = "no_rate")]
     rate: u64,
+    /// What the clocks have seen; nothing in older checkpoints.
+    #[serde(default)]
+    pub watch: Memory,
     /// By what the order of an epoch's rows is made, as it is saved; none in older checkpoints.
     #[serde(default)]
     row_order: String,
@@ -58,6 +62,7 @@ impl Default for Position {
             seconds_to_target: None,
             accuracy: None,
             rate: no_rate(),
+            watch: Memory::default(),
             row_order: String::new(),
         }
     }

@@ -62,7 +62,7 @@ fn cross_entropy(
     let given = if name.contains("labels") { at(&labels) } else { at(&weights) };
     let (dz, dz_bf16) = (gpu.unset::<f32>(rows * classes), gpu.unset::<u16>(rows * classes));
     let (results, per_row) = (gpu.unset::<f32>(rows * 4), gpu.unset::<f32>(rows));
-    let (loss, statistics) = (gpu.unset::<f32>(1), gpu.unset::<f32>(4));
+    let (loss, statistics) = (gpu.unset::<f32>(1), gpu.unset::<f32>(5));
     let (threads, at_once) = match (variant, targets) {
         ("16", _) => (128, 32),
         ("256", _) => (128, 4),

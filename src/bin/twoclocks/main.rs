@@ -1,6 +1,7 @@
 //! The command `twoclocks`.
 
 mod bench;
+mod both;
 mod clocks;
 mod doctor;
 mod inspect;

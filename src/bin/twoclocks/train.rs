@@ -1,7 +1,7 @@
 //! `twoclocks train`.
 
-use crate::output;
 use crate::{Common, Work};
+use crate::{both, output};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use twoclocks::runs::{Done, Epoch, Row};
+use twoclocks::runs::{Clocks, Done, Epoch, Row};
 use twoclocks::train::{Observer, Progress, Reason, Started};
 use twoclocks::{Error, Result};
 
@@ -138,6 +138,10 @@ struct Screen {
     drawn: Instant,
     accuracy: f64,
     budget: f64,
+    /// Both clocks at the last review, for the bar.
+    clocks: String,
+    /// Whether C at the end as planned was said.
+    forecast: bool,
 }
 
 /// Positions of the bar.
@@ -154,7 +158,23 @@ impl Screen {
             ProgressStyle::with_template("{bar:12} {percent:>3} %  {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
-        Screen { json, quiet, bar, drawn: Instant::now(), accuracy: f64::NAN, budget: 0.0 }
+        Screen {
+            json,
+            quiet,
+            bar,
+            drawn: Instant::now(),
+            accuracy: f64::NAN,
+            budget: 0.0,
+            clocks: String::new(),
+            forecast: false,
+        }
+    }
+
+    /// What the plan says of the slow clock, once.
+    fn forecast(&mut self, planned: f64) {
+        if !std::mem::replace(&mut self.forecast, true) {
+            self.say(&twoclocks::clocks::forecast(planned));
+        }
     }
 
     fn say(&self, text: &str) {
@@ -185,6 +205,9 @@ impl Observer for Screen {
         if let Some(why) = &started.device_why {
             self.say(&format!("device auto: {why}"));
         }
+        if let Some(planned) = started.planned_contraction {
+            self.forecast(planned);
+        }
     }
 
     fn step(&mut self, progress: &Progress) {
@@ -202,9 +225,10 @@ impl Observer for Screen {
         };
         self.bar.set_position((progress.progress * LENGTH as f64) as u64);
         self.bar.set_message(format!(
-            "{} left  loss {:.4}  {accuracy}{}samples/s  epoch {}  step {}",
+            "{} left  loss {:.4}  {accuracy}{}{}samples/s  epoch {}  step {}",
             output::seconds(left),
             progress.loss,
+            self.clocks,
             output::quantity(rows as f64 / seconds),
             progress.epoch,
             progress.step,
@@ -213,12 +237,21 @@ impl Observer for Screen {
 
     fn review(&mut self, epoch: &Epoch) {
         self.accuracy = epoch.test_acc;
+        let figure = |key: &str| epoch.extra.get(key).and_then(|value| value.as_f64());
+        let c = figure("contraction")
+            .map_or(String::new(), |c| format!("C {}  ", twoclocks::clocks::contraction(c)));
+        let excess = figure("excess_rank")
+            .map_or(String::new(), |share| format!("rank {:.0} %  ", 100.0 * share));
+        self.clocks = format!("{c}{excess}");
+        if let Some(planned) = figure("planned_contraction") {
+            self.forecast(planned);
+        }
         if self.json {
             output::event(Row::from(epoch.clone()).to_json());
         }
         self.say(&format!(
             "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
-             margin {:.2}  (review {})",
+             margin {:.2}  {}(review {})",
             epoch.epoch,
             epoch.step,
             output::seconds(epoch.seconds),
@@ -226,6 +259,7 @@ impl Observer for Screen {
             epoch.test_loss,
             epoch.test_acc * 100.0,
             epoch.margin,
+            self.clocks,
             output::seconds(epoch.review_seconds),
         ));
     }
@@ -245,5 +279,10 @@ impl Observer for Screen {
             output::seconds(done.seconds_training),
             output::seconds(done.seconds_total),
         ));
+        if let Some(clocks) = Clocks::of(done) {
+            for line in both::lines(&clocks) {
+                self.say(&line);
+            }
+        }
     }
 }

@@ -78,7 +78,7 @@ pub struct LinearCrossEntropy {
 pub struct LinearLoss {
     /// The mean over the rows, shape `[]`.
     pub loss: Var,
-    /// The four numbers of [`super::CrossEntropy::statistics`], shape `[4]`.
+    /// The numbers of [`super::CrossEntropy::statistics`], shape `[5]`.
     pub statistics: Var,
     /// Loss of each row, `[rows]`: not divided by the number of rows.
     pub per_row: Var,

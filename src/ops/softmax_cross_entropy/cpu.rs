@@ -8,7 +8,7 @@
 
 mod narrow;
 
-use super::Targets;
+use super::{SATURATED, Targets};
 use crate::device::cpu::simd::{Kernel, Simd, dispatch, dot, fold_many, math, max, sum};
 use crate::device::cpu::{Chunk, Isa, Launch, rows_per_chunk};
 use crate::ops::Site;
@@ -19,7 +19,7 @@ use crate::ops::softmax::rows::{
 /// Most lanes of any instruction set.
 pub(in crate::ops) const LANES: usize = 16;
 /// Numbers that a chunk leaves for the means: see [`Sums`].
-pub(in crate::ops) const PARTIALS: usize = 5;
+pub(in crate::ops) const PARTIALS: usize = 6;
 
 /// Nanoseconds of a row: two reductions, and an exponential an element.
 pub(in crate::ops) fn nanoseconds(classes: usize) -> f64 {
@@ -77,20 +77,28 @@ pub(in crate::ops) struct Sums {
     pub(in crate::ops) smallest: f32,
     pub(in crate::ops) right: f64,
     pub(in crate::ops) squares: f64,
+    pub(in crate::ops) saturated: f64,
 }
 
 impl Sums {
-    pub(in crate::ops) const NONE: Sums =
-        Sums { loss: 0.0, margin: 0.0, smallest: f32::INFINITY, right: 0.0, squares: 0.0 };
+    pub(in crate::ops) const NONE: Sums = Sums {
+        loss: 0.0,
+        margin: 0.0,
+        smallest: f32::INFINITY,
+        right: 0.0,
+        squares: 0.0,
+        saturated: 0.0,
+    };
 
     pub(in crate::ops) fn load(part: &[f32]) -> Sums {
-        let [loss, margin, right, squares] = [part[0], part[1], part[3], part[4]].map(f64::from);
-        Sums { loss, margin, smallest: part[2], right, squares }
+        let [loss, margin, _, right, squares, saturated] =
+            std::array::from_fn(|i| f64::from(part[i]));
+        Sums { loss, margin, smallest: part[2], right, squares, saturated }
     }
 
     pub(in crate::ops) fn store(&self, part: &mut [f32]) {
         let smallest = f64::from(self.smallest);
-        let all = [self.loss, self.margin, smallest, self.right, self.squares];
+        let all = [self.loss, self.margin, smallest, self.right, self.squares, self.saturated];
         part.copy_from_slice(&all.map(|x| x as f32));
     }
 
@@ -104,20 +112,22 @@ impl Sums {
             smallest: if first { self.smallest } else { other.smallest },
             right: self.right + other.right,
             squares: self.squares + other.squares,
+            saturated: self.saturated + other.saturated,
         }
     }
 
-    /// Writes the mean loss and the four statistics of all rows, each where there is room for it.
+    /// Writes the mean loss and the statistics of all rows, each where there is room for it.
     pub(in crate::ops) fn finish(self, problem: &Problem, loss: &mut [f32], statistics: &mut [f32]) {
         let rows = problem.rows as f64;
         if let [loss] = loss {
             *loss = (self.loss / rows) as f32;
         }
-        if let [mean, smallest, right, rms] = statistics {
+        if let [mean, smallest, right, rms, saturated] = statistics {
             *mean = (self.margin / rows) as f32;
             *smallest = self.smallest;
             *right = self.right as f32;
             *rms = (self.squares / (rows * problem.classes as f64)).sqrt() as f32;
+            *saturated = self.saturated as f32;
         }
     }
 }
@@ -435,6 +445,7 @@ impl Group {
         sums.margin = f64::from(s.reduce_add(s.select(present, margin, s.zero())));
         sums.smallest = s.reduce_min(s.select(present, margin, s.splat(f32::INFINITY)));
         sums.right = f64::from(self.right(s, margin, rows, ties));
+        sums.saturated = f64::from(self.saturated(s, loss, rows));
         sums
     }
 
@@ -447,6 +458,16 @@ impl Group {
             s.sub(s.load_slice(&self.own), s.load_slice(&self.other))
         };
         s.select(s.is_nan(loss), loss, margin)
+    }
+
+    /// Number of the rows with next to nothing beside the right class.
+    #[inline(always)]
+    fn saturated<S: Simd>(&self, s: S, loss: S::F32, rows: usize) -> u32 {
+        let first = s.eq(s.load_slice(&self.own), s.load_slice(&self.max));
+        // Of a row whose loss is NaN, `rest` may be 0.
+        let rest = s.select(s.is_nan(loss), loss, s.load_slice(&self.rest));
+        let alone = s.le(rest, s.splat(SATURATED));
+        s.count(s.mask_and(s.first(rows), s.mask_and(first, alone)))
     }
 
     /// Number of the rows whose right class is the argmax.

@@ -1,7 +1,7 @@
 //! Softmax and cross-entropy on a GPU: `kernels/softmax_cross_entropy.cu` and its kin, a row in the
 //! registers of some lanes of a warp, of a block or of a cluster; and one block that adds the rows' results.
 
-use super::Targets;
+use super::{STATISTICS, Targets};
 use crate::device::Target;
 use crate::device::cuda::{Kernel, Launches, Place};
 use crate::ops::Site;
@@ -116,7 +116,7 @@ pub(in crate::ops) fn finish(
         true => Place::Output(output),
         false => launches.scratch(count),
     };
-    let (loss, statistics) = (place(outputs[0], 1), place(outputs[1], 4));
+    let (loss, statistics) = (place(outputs[0], 1), place(outputs[1], STATISTICS));
     let number = |count: usize| u32::try_from(count).ok();
     launches.kernel(
         Kernel::new("softmax_cross_entropy", "softmax_cross_entropy_finish")

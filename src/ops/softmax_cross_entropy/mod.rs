@@ -8,7 +8,12 @@
 //! loss       = mean over rows of -sum t log p               scalar, shape []
 //! dlogits    = (T p - t) / rows                             T = sum t: 1 for distributions
 //! margin     = z[y] - the largest of the other logits       y = the label
+//! rest       = sum over j != y of exp(z_j - z_y)            what there is beside the label
 //! ```
+//!
+//! A row is *saturated* if its label has the largest logit and `rest <= 2^-24`: then `1 + rest` rounds to 1 in f32, so that
+//! a plain softmax has `p_y = 1`, and `p_y - 1`, the label's gradient, is exactly 0. That is from margin 16.7 on with two
+//! classes, 18.9 with ten. It is a property of the logits and the label, whatever label smoothing adds. The gradient here does not vanish.
 //!
 //! Targets are labels (u32 `[rows]`), with label smoothing `s` as `t = (1 - s) onehot + s / classes`;
 //! or distributions (f32 `[rows, classes]`), whose label is the class of the largest weight, the
@@ -56,6 +61,12 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Shape, TensorType};
 use std::sync::Arc;
 
+/// Numbers of [`CrossEntropy::statistics`].
+const STATISTICS: usize = 5;
+
+/// Most that there can be beside a saturated row's label: half the distance from 1 to the next f32, which a sum rounds off.
+const SATURATED: f32 = f32::EPSILON / 2.0;
+
 /// What the second input of [`SoftmaxCrossEntropy`] is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Targets {
@@ -82,8 +93,8 @@ pub struct CrossEntropy {
     pub loss: Var,
     /// The gradient of `loss` with respect to the logits, `[rows, classes]`.
     pub dlogits: Var,
-    /// Four numbers, shape `[4]`: mean margin; smallest margin; number of rows whose argmax is the
-    /// label (of equal logits the first is the argmax); root mean square of the logits.
+    /// Five numbers, shape `[5]`: mean margin; smallest margin; number of rows whose argmax is the
+    /// label (of equal logits the first is the argmax); root mean square of the logits; number of saturated rows.
     pub statistics: Var,
     /// Loss of each row, `[rows]`: not divided by the number of rows.
     pub per_row: Var,
@@ -232,7 +243,7 @@ impl SoftmaxCrossEntropy {
         Ok(vec![
             TensorType::f32([]),
             logits.clone(),
-            TensorType::f32([4]),
+            TensorType::f32([STATISTICS]),
             TensorType::f32([rows]),
         ])
     }
@@ -326,6 +337,10 @@ pub fn cases(_control: &mut Control) -> Vec<Case> {
         cases.push(labelled(rows, classes, 0.0, 4.0));
     }
     cases.push(labelled(40, 10, 0.0, 40.0));
+    // Rows of which some are saturated, in each of the kernel's ways.
+    for (rows, classes) in [(37, 2), (40, 65), (9, 2500)] {
+        cases.push(labelled(rows, classes, 0.0, 30.0));
+    }
     cases.push(labelled(2, 140_000, 0.0, 20.0));
     for (rows, classes) in [(1, 1), (16, 10), (37, 17), (600, 31), (20, 33), (3, 2500)] {
         cases.push(soft(rows, classes));

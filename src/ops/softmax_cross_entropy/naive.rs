@@ -1,6 +1,6 @@
 //! The oracle of `softmax_cross_entropy`, by the same stable forms as the kernel.
 
-use super::Targets;
+use super::{SATURATED, Targets};
 use crate::ops::Values;
 
 /// What one row gives.
@@ -8,6 +8,7 @@ struct Row {
     loss: f64,
     margin: f64,
     right: bool,
+    saturated: bool,
     gradient: Vec<f64>,
 }
 
@@ -22,7 +23,8 @@ pub(in crate::ops) fn softmax_cross_entropy(
             let z = logits.row(r);
             let Some((label, t)) = target(targets, &inputs[1], r, z.len()) else {
                 let gradient = vec![f64::NAN; z.len()];
-                return Row { loss: f64::NAN, margin: f64::NAN, right: false, gradient };
+                let (loss, margin) = (f64::NAN, f64::NAN);
+                return Row { loss, margin, right: false, saturated: false, gradient };
             };
             row(z, label, &t)
         })
@@ -40,6 +42,7 @@ pub(in crate::ops) fn softmax_cross_entropy(
         rows.iter().map(|row| row.margin).fold(f64::INFINITY, smaller),
         rows.iter().filter(|row| row.right).count() as f64,
         (squares / logits.data.len() as f64).sqrt(),
+        rows.iter().filter(|row| row.saturated).count() as f64,
     ];
     outputs[3].data = rows.iter().map(|row| row.loss).collect();
 }
@@ -88,5 +91,6 @@ fn row(z: &[f64], label: usize, t: &[f64]) -> Row {
     let right = !loss.is_nan()
         && z[..label].iter().all(|&v| v < z[label])
         && z[label + 1..].iter().all(|&v| v <= z[label]);
-    Row { loss, margin, right, gradient }
+    let saturated = !loss.is_nan() && z[label] == max && rest <= f64::from(SATURATED);
+    Row { loss, margin, right, saturated, gradient }
 }

@@ -83,6 +83,7 @@ struct Lanes<S: Simd> {
     smallest: S::F32,
     squares: S::F32,
     right: u32,
+    saturated: u32,
 }
 
 impl Rows<'_> {
@@ -106,8 +107,14 @@ impl Rows<'_> {
         let mut groups = [Group::new(); GROUPS];
         let mut all_ends = [Ends::NONE; GROUPS];
         let (zero, highest) = (s.zero(), s.splat(f32::INFINITY));
-        let mut sums =
-            Lanes::<S> { loss: zero, margin: zero, smallest: highest, squares: zero, right: 0 };
+        let mut sums = Lanes::<S> {
+            loss: zero,
+            margin: zero,
+            smallest: highest,
+            squares: zero,
+            right: 0,
+            saturated: 0,
+        };
         let mean = s.splat(1.0 / self.problem.rows as f32);
         let mut first = 0;
         while first < count {
@@ -172,6 +179,7 @@ impl Rows<'_> {
             total.margin = f64::from(s.reduce_add(sums.margin));
             total.smallest = s.reduce_min(sums.smallest);
             total.right = f64::from(sums.right);
+            total.saturated = f64::from(sums.saturated);
             total.squares = f64::from(s.reduce_add(sums.squares));
         }
         total
@@ -197,6 +205,7 @@ impl Rows<'_> {
         sums.margin = s.add(sums.margin, s.select(present, margin, s.zero()));
         let margin_or = s.select(present, margin, s.splat(f32::INFINITY));
         sums.smallest = s.min_nan(margin_or, sums.smallest);
+        sums.saturated += group.saturated(s, loss, rows.len());
         sums.right += group.right(s, margin, rows.len(), |r| {
             let start = (rows.start + r) * self.problem.classes;
             let before = &self.logits()[start..start + group.label[r] as usize];
