@@ -275,6 +275,8 @@ fn linear(classes: usize) -> LayerConfig {
         activation: Default::default(),
         bias: true,
         initial: None,
+        decay_factor: None,
+        polar_decay: None,
     }
 }
 

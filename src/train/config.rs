@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gemm;
 use crate::nn::{LayerConfig, Parameters};
-use crate::optim::{OptimizerConfig, Position, Rates, Schedule};
+use crate::optim::{Decay, OptimizerConfig, Position, Rates, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -234,6 +234,16 @@ impl Config {
             return refuse("data.normalise", problem.into());
         }
         self.optimizer.validate()?;
+        for (number, layer) in self.model.layers.iter().enumerate() {
+            for (key, factor) in layer.decay_factors() {
+                let place = || format!("model.layers[{number}].{key}");
+                let decays = self.optimizer.decay != Decay::None || key == "polar_decay";
+                if !decays || self.optimizer.weight_decay == 0.0 {
+                    let problem = format!("{factor} has no effect without optimizer.weight_decay");
+                    return refuse(&place(), problem);
+                }
+            }
+        }
         self.schedule.validate()?;
         if self.schedule.momentum().is_some() && self.optimizer.rule.moments() == 0 {
             let problem = "kind = \"sgd\" has no momentum to cycle: set optimizer.momentum";

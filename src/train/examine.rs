@@ -111,8 +111,9 @@ impl Trainer {
                 Some((of_rows, recording, logits)) if *of_rows == rows => (recording, *logits),
                 other => {
                     let mut tape = Tape::new(&self.store);
+                    let parameters = self.evaluated();
                     let (logits, ..) =
-                        self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
+                        self.record_forward(&mut tape, &parameters, &self.test, rows, Mode::Eval)?;
                     tape.output(logits)?;
                     let recording = tape.compile(&self.store)?;
                     let (_, recording, logits) = other.insert((rows, recording, logits));

@@ -164,6 +164,9 @@ impl Position {
     }
 }
 
+/// The weights that are trained, where the model itself is their average.
+const TRAINED: &str = "optimizer.trained";
+
 /// Path of a folder's checkpoint.
 pub(super) fn path(run: &RunFolder) -> PathBuf {
     run.file(folder::MODEL)
@@ -178,7 +181,12 @@ pub(super) fn save(trainer: &Trainer, folder: &RunFolder, position: &Position) -
         store.read(region, 0, &mut values)?;
         Ok(values)
     };
-    let weights = read(parameters.weights())?;
+    let trained = read(parameters.weights())?;
+    // The model is the average, where there is one; what it is the average of is beside it.
+    let (weights, trained) = match trainer.optimizer().average() {
+        Some(average) => (read(average)?, Some(trained)),
+        None => (trained, None),
+    };
     let state = trainer
         .optimizer()
         .state()
@@ -190,6 +198,8 @@ pub(super) fn save(trainer: &Trainer, folder: &RunFolder, position: &Position) -
         (info.name.as_str(), info.shape.extents().to_vec(), values)
     });
     let moments = state.iter().map(|(name, values)| (*name, vec![values.len()], &values[..]));
+    let trained = trained.iter().map(|values| (TRAINED, vec![values.len()], &values[..]));
+    let moments = moments.chain(trained);
     let position = Position { row_order: ROW_ORDER.to_owned(), ..position.clone() };
     let position =
         serde_json::to_value(position).unwrap_or_else(|e| panic!("a position is always JSON: {e}"));
@@ -220,14 +230,17 @@ pub(super) fn load_weights(trainer: &mut Trainer, folder: &RunFolder) -> Result<
     let states = trainer.optimizer().state();
     for (name, ..) in &checkpoint.tensors {
         let known = parameters.infos().iter().any(|info| info.name == *name)
-            || states.iter().any(|(state, _)| state == name);
+            || states.iter().any(|(state, _)| state == name)
+            || name == TRAINED && trainer.optimizer().average().is_some();
         if !known {
             let problem = format!("is of another model or optimizer: it has a tensor '{name}'");
             return Err(Error::checkpoint(&file, problem));
         }
     }
-    let region = parameters.weights();
-    trainer.store_mut().write(region, 0, &weights)?;
+    for region in [Some(parameters.weights()), trainer.optimizer().average()].into_iter().flatten()
+    {
+        trainer.store_mut().write(region, 0, &weights)?;
+    }
     serde_json::from_value(checkpoint.state)
         .map_err(|e| Error::checkpoint(&file, format!("its position cannot be read: {e}")))
 }
@@ -237,7 +250,11 @@ pub(super) fn load(trainer: &mut Trainer, folder: &RunFolder) -> Result<Position
     let file = path(folder);
     let position = load_weights(trainer, folder)?;
     let checkpoint = Checkpoint::load(&file)?;
-    for (name, region) in trainer.optimizer().state().to_vec() {
+    let mut state = trainer.optimizer().state().to_vec();
+    if trainer.optimizer().average().is_some() {
+        state.push((TRAINED, trainer.parameters().weights()));
+    }
+    for (name, region) in state {
         let wanted = trainer.store().len(region);
         let values = checkpoint.tensor(name).map(|(_, values)| values);
         let Some(values) = values.filter(|values| values.len() == wanted) else {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gemm::Precision;
 use crate::nn::{Bound, Forward, Mode, Module, Parameters};
 use crate::ops::{self, Recorder, Var};
-use crate::optim::{Optimizer, OptimizerConfig, Rates, Segment};
+use crate::optim::{Between, Optimizer, OptimizerConfig, PolarWeight, Rates, Segment};
 use crate::runs::Environment;
 use crate::tape::{Cache, KEPT, NotFinite, Recording, Region, Store, Tape};
 use crate::tensor::{DType, Shape};
@@ -116,6 +116,8 @@ pub struct Trainer {
     reviews: Cache<(Region, usize)>,
     reviewed: examine::Reviewed,
     orders: Cache<()>,
+    /// What the optimizer does between steps.
+    between: Cache<Between>,
     kept: Vec<[f32; KEPT]>,
     /// First row and rows of the updates that are under way, and their losses.
     updates: Vec<(usize, usize)>,
@@ -157,9 +159,10 @@ impl Trainer {
                 format!("row {index} is of class {label}, the training set has {classes}");
             return Err(Error::config("data.test", problem));
         }
-        // Weights, their gradients and as much again for the optimizer; packed copies.
+        // Weights, their gradients, two moments and an average; packed copies.
         let packed = parameters.packed_bytes(device, options.precision);
-        let bytes = 4.0 * parameters.flat_len() as f64 * size_of::<f32>() as f64 + packed as f64;
+        let copies = if options.optimizer.average.is_some() { 5.0 } else { 4.0 };
+        let bytes = copies * parameters.flat_len() as f64 * size_of::<f32>() as f64 + packed as f64;
         Environment::require_memory("the model with its optimizer", bytes)?;
         let normalisation = Normalisation::new(options.normalise, &data.train);
         let mut store = Store::new(device);
@@ -176,7 +179,13 @@ impl Trainer {
             .collect();
         let flat_len = parameters.parameters().flat_len();
         let optimizer = Optimizer::new(&options.optimizer, segments, flat_len, &mut store)?
-            .with_packed(parameters.packed());
+            .with_packed(parameters.packed())
+            .with_polar(polar_weights(&parameters)?, &mut store)?;
+        if let Some(average) = optimizer.average() {
+            let mut start = vec![0f32; flat_len];
+            store.read(parameters.weights(), 0, &mut start)?;
+            store.write(average, 0, &start)?;
+        }
         let train = resident(&mut store, "train", &data.train)?;
         let test = resident(&mut store, "test", &data.test)?;
         let identity: Vec<u32> = (0..test.rows as u32).collect();
@@ -195,6 +204,7 @@ impl Trainer {
             reviews: Cache::default(),
             reviewed: examine::Reviewed::default(),
             orders: Cache::default(),
+            between: Cache::default(),
             kept: Vec::new(),
             updates: Vec::new(),
             losses: Vec::new(),
@@ -312,6 +322,26 @@ impl Trainer {
         Ok(())
     }
 
+    /// Records what the optimizer does between steps, if it is not recorded yet.
+    fn prepare_between(&mut self, what: Between) -> Result<()> {
+        let Trainer { between, optimizer, parameters, store, .. } = self;
+        between.get(what, || {
+            let mut tape = Tape::new(store);
+            let (weights, gradients) = (parameters.weights(), parameters.gradients());
+            optimizer.record_between(&mut tape, what, weights, gradients)?;
+            tape.compile(store)
+        })?;
+        Ok(())
+    }
+
+    /// The parameters that reviews read: the average, where there is one.
+    fn evaluated(&self) -> Bound {
+        match self.optimizer.average() {
+            Some(average) => self.parameters.with_weights(average),
+            None => self.parameters.clone(),
+        }
+    }
+
     /// One update from the rows of the epoch's order that start at `offset`. `step` counts from 1; a number
     /// for `rates` is the learning rate.
     /// Returns the mean loss, before the update; NaN when the gradients that are to be
@@ -349,8 +379,13 @@ impl Trainer {
             self.updates.push((end, rows));
             end += rows;
         }
+        for number in 0..rates.len() as u64 {
+            for what in self.optimizer.after(step + number) {
+                self.prepare_between(what)?;
+            }
+        }
         let (_, counter) = self.parameters.randomness();
-        let Trainer { store, steps: recordings, optimizer, offset, updates, .. } = self;
+        let Trainer { store, steps: recordings, between, optimizer, offset, updates, .. } = self;
         let batch = self.options.batch;
         let mut given = 0;
         while given < updates.len() {
@@ -358,6 +393,8 @@ impl Trainer {
             // Those that follow and are of one batch of as many rows are replays of the same recording.
             let alike = updates[given..].iter().take_while(|update| update.1 == rows).count();
             let count = if rows <= batch { alike } else { 1 };
+            let unbroken = optimizer.unbroken(step + given as u64);
+            let count = count.min(usize::try_from(unbroken).unwrap_or(usize::MAX));
             for (number, (key, first)) in parts(batch, rows).enumerate() {
                 let recording = recordings.get(key, || unreachable!("prepared above"))?;
                 recording.enqueue(store, count, |which, control| {
@@ -369,12 +406,22 @@ impl Trainer {
                 })?;
             }
             given += count;
+            let last = step + given as u64 - 1;
+            for what in optimizer.after(last) {
+                let recording = between.get(what, || unreachable!("prepared above"))?;
+                let rates = rates[given - 1].into();
+                recording.enqueue(store, 1, |_, control| {
+                    optimizer.prepare_between(control, what, last, rates);
+                })?;
+            }
         }
         self.store.collect(&mut self.kept)?;
         let mut kept = self.kept.iter();
         self.losses.clear();
-        for &(_, rows) in &self.updates {
+        for (number, &(_, rows)) in self.updates.iter().enumerate() {
             let loss = loss_of(self.options.batch, rows, &mut kept);
+            // What came after it kept nothing.
+            kept.by_ref().take(self.optimizer.after(step + number as u64).count()).for_each(drop);
             self.losses.push(loss);
             if !loss.is_finite() {
                 break;
@@ -425,6 +472,7 @@ impl Trainer {
     fn record_forward(
         &self,
         tape: &mut Tape,
+        parameters: &Bound,
         data: &Resident,
         rows: usize,
         mode: Mode,
@@ -442,7 +490,7 @@ impl Trainer {
             1 => batch.inputs,
             _ => ops::reshape(tape, batch.inputs, Shape::from(shape))?,
         };
-        let mut pass = Forward::new(tape, mode, &self.parameters);
+        let mut pass = Forward::new(tape, mode, parameters);
         let logits = self.model.forward(&mut pass, inputs)?;
         let read = pass.into_read();
         if read.len() != self.parameters.infos().len() {
@@ -479,7 +527,7 @@ impl Trainer {
     fn record_step(&self, key: StepKey) -> Result<Recording> {
         let mut tape = Tape::new(&self.store);
         let (logits, labels, parameters) =
-            self.record_forward(&mut tape, &self.train, key.rows, Mode::Train)?;
+            self.record_forward(&mut tape, &self.parameters, &self.train, key.rows, Mode::Train)?;
         let loss = tape.scoped("loss", |tape| {
             ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
         })?;
@@ -518,7 +566,9 @@ impl Trainer {
 
     fn record_review(&self, data: &Resident, rows: usize) -> Result<(Recording, Var)> {
         let mut tape = Tape::new(&self.store);
-        let (logits, labels, _) = self.record_forward(&mut tape, data, rows, Mode::Eval)?;
+        let parameters = self.evaluated();
+        let (logits, labels, _) =
+            self.record_forward(&mut tape, &parameters, data, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
         tape.keep(loss.loss)?;
@@ -628,6 +678,21 @@ fn loss_of<'a>(batch: usize, rows: usize, kept: &mut impl Iterator<Item = &'a [f
         }
     }
     total
+}
+
+/// Those that decay along their polar factors.
+fn polar_weights(parameters: &Bound) -> Result<Vec<PolarWeight>> {
+    let polar = parameters.infos().iter().filter(|info| info.polar_factor > 0.0);
+    polar
+        .map(|info| {
+            let &[rows, columns] = info.shape.extents() else {
+                let problem = format!("{} is no matrix: it has no polar factor", info.shape);
+                return Err(Error::config(&info.name, problem));
+            };
+            let factor = info.rate_factor * info.polar_factor;
+            Ok(PolarWeight { offset: info.offset, shape: [rows, columns], factor })
+        })
+        .collect()
 }
 
 fn resident(store: &mut Store, name: &str, data: &Dataset) -> Result<Resident> {
