@@ -63,8 +63,13 @@ fn main() -> Result<()> {
 
     let epochs = 30;
     let total_steps = Some(epochs * trainer.steps_per_epoch());
-    let schedule =
-        Schedule::OneCycle { pct_start: 0.3, div: 25.0, final_div: 1e4, anneal: Anneal::Cos };
+    let schedule = Schedule::OneCycle {
+        pct_start: 0.3,
+        div: 25.0,
+        final_div: 1e4,
+        anneal: Anneal::Cos,
+        momentum: None,
+    };
     let mut step = 0;
     for epoch in 0..epochs {
         trainer.start_epoch(epoch)?;

@@ -87,6 +87,55 @@ fn without_arguments_it_trains_the_digits() {
 }
 
 #[test]
+fn a_run_ends_with_both_clocks_their_times_and_advice() {
+    let scratch = Scratch::new("clocks");
+    let output = twoclocks()
+        .args(["train", "digits", "--epochs", "12", "--json", "--out"])
+        .arg(scratch.path())
+        .output()
+        .expect("the command starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let before = said.lines().take_while(|line| !line.starts_with("epoch"));
+    assert!(before.into_iter().any(|line| line.starts_with("this run ends at C = ")), "{said}");
+    let end: Vec<&str> = said.lines().skip_while(|line| !line.starts_with("done")).collect();
+    assert!(end.len() <= 12, "{} lines: {said}", end.len());
+    for (start, part) in [
+        ("fast clock", "margin"),
+        ("  T_fit", "at step"),
+        ("slow clock", "C = "),
+        ("slow clock", "stable rank"),
+        ("advice", "review"),
+        ("report", "report.html"),
+    ] {
+        let found = end.iter().any(|line| line.starts_with(start) && line.contains(part));
+        assert!(found, "no '{start} ... {part}': {said}");
+    }
+    let lines = json_lines(&output);
+    let done = lines.last().expect("a last line");
+    let run = done["run"].as_str().expect("a path");
+    let text = std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).expect("journal");
+    let rows =
+        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let rows: Vec<serde_json::Value> = rows.collect();
+    let steps = rows.iter().filter(|row| row["event"] == "step");
+    let rates: Vec<f64> = steps.map(|row| row["lr"].as_f64().expect("a rate")).collect();
+    assert_eq!(rates.len() as u64, done["step"].as_u64().expect("steps"), "a short run traces all");
+    let expected = 0.05 * rates.iter().sum::<f64>();
+    let c = done["clocks"]["contraction"].as_f64().expect("C");
+    assert!((c / expected - 1.0).abs() < 1e-9, "C = {c}, but rates times decay are {expected}");
+    let planned = rows.iter().find(|row| row["event"] == "epoch").expect("a review");
+    let planned = planned["planned_contraction"].as_f64().expect("a plan");
+    assert!((planned / c - 1.0).abs() < 0.01, "planned {planned}, and it was {c}");
+    let last = rows.iter().rfind(|row| row["event"] == "epoch").expect("a review");
+    for layer in ["fc1", "fc2", "out"] {
+        let rank = last["stable_rank"][layer].as_f64().expect("a rank");
+        assert!((1.0..=256.0).contains(&rank), "{layer}: {rank}");
+    }
+    let accuracy = last["train_acc"].as_f64().expect("accuracy of the training rows");
+    assert!((0.8..=1.0).contains(&accuracy), "{accuracy}");
+}
+
+#[test]
 fn five_seeds_of_digits_reach_their_accuracy() {
     let scratch = Scratch::new("seeds");
     for seed in 1..6 {
@@ -175,6 +224,19 @@ fn metrics(run: &Path) -> Vec<String> {
                 "run",
                 "samples_per_s",
                 "review_seconds",
+                // They tell times.
+                "clocks",
+                "advice",
+                // What steps left since the last review, and what the probe before it saw, is no state of the run.
+                "train_acc",
+                "train_margin",
+                "least_margin",
+                "logit_rms",
+                "saturated",
+                "gradient_norm",
+                "gate_flips",
+                "stable_rank",
+                "excess_rank",
             ] {
                 object.remove(clock);
             }
@@ -382,8 +444,9 @@ fn a_time_budget_ends_the_run() {
     let lines = json_lines(&output);
     let done = lines.last().expect("done");
     assert_eq!(done["reason"], "time");
-    let seconds = done["seconds_training"].as_f64().expect("seconds");
-    assert!((0.3..1.0).contains(&seconds), "{seconds}");
+    // From its start to its report; how near it lands on a quiet machine is tested in `loops.rs`.
+    let seconds = done["seconds_total"].as_f64().expect("seconds");
+    assert!((0.2..1.0).contains(&seconds), "{seconds}");
 }
 
 #[test]

@@ -104,8 +104,9 @@ impl Scalar {
         match config.decay {
             Decay::Coupled => g += wd * self.w,
             Decay::Decoupled => self.w *= 1.0 - lr * wd,
-            Decay::None => {}
+            Decay::Cautious | Decay::None => {}
         }
+        let start = self.w;
         match config.rule {
             Rule::Sgd { momentum, nesterov } => {
                 if momentum != 0.0 {
@@ -131,6 +132,11 @@ impl Scalar {
                 self.first = Some(beta2 * m + (1.0 - beta2) * g);
             }
         }
+        // The decay goes where the step goes.
+        let step = self.w - start;
+        if config.decay == Decay::Cautious && step * start <= 0.0 {
+            self.w -= lr * wd * start;
+        }
     }
 }
 
@@ -144,10 +150,12 @@ fn configs() -> Vec<OptimizerConfig> {
     ];
     let mut all = Vec::new();
     for rule in rules {
-        for decay in [Decay::Decoupled, Decay::Coupled, Decay::None] {
+        for decay in [Decay::Decoupled, Decay::Cautious, Decay::Coupled, Decay::None] {
             for clip_norm in [None, Some(10.0)] {
                 let weight_decay = if decay == Decay::None { 0.0 } else { 0.1 };
-                all.push(OptimizerConfig { rule, rate: RATE, weight_decay, decay, clip_norm });
+                let rate = RATE;
+                let plain = OptimizerConfig::adamw();
+                all.push(OptimizerConfig { rule, rate, weight_decay, decay, clip_norm, ..plain });
             }
         }
     }

@@ -16,6 +16,11 @@ fn timed(progress: f64) -> Position {
     Position { step: 7, total_steps: None, progress }
 }
 
+/// Momentum at the lowest rate and at the peak.
+fn momentum(p: &Value) -> Option<[f64; 2]> {
+    Some([p["max_momentum"].as_f64()?, p["base_momentum"].as_f64()?])
+}
+
 /// Our schedule for one of PyTorch's, and the rate that it is a share of.
 fn translated(kind: &str, base: f64, p: &Value) -> (Schedule, f64) {
     let f = |key: &str| p[key].as_f64().unwrap_or_else(|| panic!("{kind} has no {key}"));
@@ -35,7 +40,8 @@ fn translated(kind: &str, base: f64, p: &Value) -> (Schedule, f64) {
             };
             let (pct_start, div, final_div) =
                 (f("pct_start"), f("div_factor"), f("final_div_factor"));
-            (Schedule::OneCycle { pct_start, div, final_div, anneal }, f("max_lr"))
+            let momentum = momentum(p);
+            (Schedule::OneCycle { pct_start, div, final_div, anneal, momentum }, f("max_lr"))
         }
         "CyclicLR" => {
             let mode = match p["mode"].as_str() {
@@ -46,7 +52,8 @@ fn translated(kind: &str, base: f64, p: &Value) -> (Schedule, f64) {
             };
             let gamma = p["gamma"].as_f64().unwrap_or(1.0);
             let (low, up, down) = (base / f("max_lr"), n("step_size_up"), n("step_size_down"));
-            (Schedule::Cyclic { mode, low, up, down: Some(down), gamma }, f("max_lr"))
+            let (down, momentum) = (Some(down), momentum(p));
+            (Schedule::Cyclic { mode, low, up, down, gamma, momentum }, f("max_lr"))
         }
         other => panic!("{other} is not translated"),
     }
@@ -57,7 +64,7 @@ fn rates_are_those_of_pytorch() {
     let all: Value = serde_json::from_str(include_str!("pytorch/schedules.json")).expect("JSON");
     let total = all["steps"].as_u64().expect("steps");
     let rows = all["schedules"].as_array().expect("schedules");
-    assert_eq!(rows.len(), 8);
+    assert_eq!(rows.len(), 11);
     for row in rows {
         let (name, base) = (&row["name"], row["base_lr"].as_f64().expect("base_lr"));
         let kind = row["torch_class"].as_str().expect("torch_class");
@@ -72,6 +79,13 @@ fn rates_are_those_of_pytorch() {
             // PyTorch steps some schedules from rate to rate, and rounds each time.
             let error = (got - want).abs() / want;
             assert!(error <= 1e-10, "{name} step {step}: {got}, PyTorch has {want}");
+            let got = schedule.momentum_at(at(step as u64, total));
+            let Some(want) = row["momentum"][step].as_f64() else {
+                assert_eq!(got, None, "{name}");
+                continue;
+            };
+            let error = (got.expect("momentum") - want).abs();
+            assert!(error <= 1e-10, "{name} step {step}: {got:?}, PyTorch has {want}");
         }
     }
 }

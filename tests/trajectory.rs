@@ -39,3 +39,13 @@ fn sgd_with_clipping() {
 fn lion() {
     check("lion");
 }
+
+#[test]
+fn adamw_with_one_cycle_of_rate_and_beta1() {
+    check("adamw_one_cycle");
+}
+
+#[test]
+fn sgd_with_one_cycle_of_rate_and_momentum() {
+    check("sgd_one_cycle");
+}

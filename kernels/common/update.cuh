@@ -11,7 +11,7 @@ struct Piece {
     u32 segment, count;
     u64 start;
 };
-enum Decay { DECAY_DECOUPLED, DECAY_COUPLED, DECAY_NONE };
+enum Decay { DECAY_DECOUPLED, DECAY_COUPLED, DECAY_NONE, DECAY_CAUTIOUS };
 enum Rule { RULE_SGD, RULE_MOMENTUM, RULE_ADAMW, RULE_LION };
 
 struct Update {
@@ -27,11 +27,11 @@ struct Update {
     /// Three a piece, or null.
     float* partials;
     Control control;
-    /// Slots of the control block.
-    u32 rate, decay, first_correction, second_correction, gradient_scale;
+    /// Slots of the control block; `momentum` is that of SGD, of the others 1 - beta1.
+    u32 rate, decay, first_correction, second_correction, gradient_scale, momentum;
     u32 decay_kind;
-    /// Hyperparameters: 1 - beta1, 1 - beta2, epsilon, momentum.
-    float first_share, second_share, epsilon, momentum;
+    /// Hyperparameters: 1 - beta2, epsilon.
+    float second_share, epsilon;
     u32 nesterov;
     /// Of `Rule`; for kernels that are not one rule's alone.
     u32 rule;
@@ -39,7 +39,9 @@ struct Update {
 
 /// The same for all elements of a piece.
 struct Coefficients {
-    float gradient_scale, scale, coupled, shrink, rate, first_correction, second_correction;
+    float gradient_scale, scale, coupled, shrink, rate, first_correction, second_correction, momentum;
+    /// Whether a weight shrinks only where its step has not the opposite sign.
+    bool cautious;
     /// Neither guard nor clipping factor keeps the weights as they are.
     bool good;
 };
@@ -51,7 +53,9 @@ DEVICE Coefficients coefficients(const Update& u, Segment segment, bool correcte
     c.rate = control_f32(u.control, u.rate) * segment.rate_factor;
     float decay = control_f32(u.control, u.decay) * segment.decay_factor;
     c.coupled = u.decay_kind == DECAY_COUPLED ? decay : 0;
-    c.shrink = u.decay_kind == DECAY_DECOUPLED ? c.rate * decay : 0;
+    c.cautious = u.decay_kind == DECAY_CAUTIOUS;
+    c.shrink = u.decay_kind == DECAY_DECOUPLED || c.cautious ? c.rate * decay : 0;
+    c.momentum = control_f32(u.control, u.momentum);
     c.first_correction = corrected ? control_f32(u.control, u.first_correction) : 1;
     c.second_correction = corrected ? control_f32(u.control, u.second_correction) : 1;
     return c;
@@ -68,25 +72,25 @@ struct Sgd {
 };
 struct Momentum {
     static constexpr int MOMENTS = 1;
-    FUNCTOR float operator()(const Update& u, const Coefficients&, float g, float& b, float&) const {
-        b = fmaf(u.momentum, b, g);
-        return u.nesterov ? fmaf(u.momentum, b, g) : b;
+    FUNCTOR float operator()(const Update& u, const Coefficients& c, float g, float& b, float&) const {
+        b = fmaf(c.momentum, b, g);
+        return u.nesterov ? fmaf(c.momentum, b, g) : b;
     }
 };
 struct AdamW {
     static constexpr int MOMENTS = 2;
     FUNCTOR float operator()(const Update& u, const Coefficients& c, float g, float& m, float& v) const {
-        m = fmaf(u.first_share, g - m, m);
+        m = fmaf(c.momentum, g - m, m);
         v = fmaf(u.second_share, fmaf(g, g, -v), v);
         return c.first_correction * m / fmaf(sqrtf(v), c.second_correction, u.epsilon);
     }
 };
 struct Lion {
     static constexpr int MOMENTS = 1;
-    FUNCTOR float operator()(const Update& u, const Coefficients&, float g, float& m, float&) const {
-        float c = fmaf(u.first_share, g - m, m);
+    FUNCTOR float operator()(const Update& u, const Coefficients& c, float g, float& m, float&) const {
+        float between = fmaf(c.momentum, g - m, m);
         m = fmaf(u.second_share, g - m, m);
-        return c > 0 ? 1.0f : c < 0 ? -1.0f : 0.0f;
+        return between > 0 ? 1.0f : between < 0 ? -1.0f : 0.0f;
     }
 };
 
@@ -106,7 +110,8 @@ DEVICE void update_four(const Update& u, const Coefficients& c, UpdateSums& sums
         sums.ww = fmaf(w.x[j], w.x[j], sums.ww);
         sums.gw = fmaf(g, w.x[j], sums.gw);
         float direction = rule(u, c, fmaf(c.scale, gradient.x[j], c.coupled * w.x[j]), m.x[j], v.x[j]);
-        w.x[j] -= fmaf(c.shrink, w.x[j], c.rate * direction);
+        float shrink = c.cautious && direction * w.x[j] < 0 ? 0.0f : c.shrink;
+        w.x[j] -= fmaf(shrink, w.x[j], c.rate * direction);
     }
     if (!c.good) return;
     store_part(u.weights + i, w, count, wide);

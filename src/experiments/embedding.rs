@@ -127,7 +127,7 @@ pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findin
         rate,
         weight_decay: decay,
         decay: Decay::Decoupled,
-        clip_norm: None,
+        ..OptimizerConfig::adamw()
     };
     let device = Device::cpu(settings.threads)?;
     let (mut net, sets) = FullBatch::new(

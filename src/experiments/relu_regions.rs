@@ -167,7 +167,7 @@ pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findin
         rate,
         weight_decay: settings.decay,
         decay: Decay::Decoupled,
-        clip_norm: None,
+        ..OptimizerConfig::adamw()
     };
     let device = Device::cpu(settings.threads)?;
     let build = |gates: Option<[&[f32]; 2]>| -> Result<_> {

@@ -239,6 +239,11 @@ impl Embedding {
             parameters.declare(format!("{name}.table"), [entries, width], Role::Weight, initial)?;
         Ok(Embedding { table })
     }
+
+    /// The table [entries, width].
+    pub fn table(&self) -> Parameter {
+        self.table
+    }
 }
 
 impl Module for Embedding {

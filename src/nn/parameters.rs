@@ -56,6 +56,8 @@ pub struct ParameterInfo {
     pub rate_factor: f32,
     /// Factor of the weight decay: 1 for weights, 0 for all others, unless set otherwise.
     pub decay_factor: f32,
+    /// Factor of the decay along the polar factor: 0 unless set.
+    pub polar_factor: f32,
     /// Whether products read it as a matrix \[inputs, outputs\]: then it is kept packed for them
     /// where that pays.
     pub multiplied: bool,
@@ -109,6 +111,7 @@ impl Parameters {
             initial,
             rate_factor,
             decay_factor,
+            polar_factor: 0.0,
             multiplied,
         };
         self.infos.push(info);
@@ -146,14 +149,26 @@ impl Parameters {
     /// Writes starting values into the flat region, which holds zeros.
     fn fill(&self, values: &mut [f32], seed: u64) {
         for (number, info) in self.infos.iter().enumerate() {
-            let [fan_in, fan_out] = match *info.shape.extents() {
-                [inputs, outputs] => [inputs, outputs],
-                _ => [info.shape.columns(), info.shape.columns()],
-            };
             let place = info.offset..info.offset + info.shape.elements();
-            let random = Random::new(seed, number as u64);
-            info.initial.fill(&mut values[place], fan_in, fan_out, &random);
+            self.fill_one(number, &mut values[place], seed);
         }
+    }
+
+    fn fill_one(&self, number: usize, values: &mut [f32], seed: u64) {
+        let info = &self.infos[number];
+        let [fan_in, fan_out] = match *info.shape.extents() {
+            [inputs, outputs] => [inputs, outputs],
+            _ => [info.shape.columns(), info.shape.columns()],
+        };
+        info.initial.fill(values, fan_in, fan_out, &Random::new(seed, number as u64));
+    }
+
+    /// Starting values of the parameter at this place of [`Parameters::infos`], row-major: those that
+    /// [`Parameters::initial_values`] has.
+    pub fn initial_values_of(&self, number: usize, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; self.infos[number].shape.elements()];
+        self.fill_one(number, &mut values, seed);
+        values
     }
 
     /// Allocates weights and gradients in `store` and fills the weights with starting values.
@@ -241,6 +256,12 @@ impl Bound {
     /// (`Optimizer::record_from`).
     pub fn gradients(&self) -> Region {
         self.gradients
+    }
+
+    /// The same parameters with other values, flat in `weights`, to be read: without packed copies.
+    #[must_use]
+    pub fn with_weights(&self, weights: Region) -> Bound {
+        Bound { weights, packed: None, ..self.clone() }
     }
 
     /// How products of the model are computed.

@@ -1,5 +1,6 @@
 //! The optimizer as a configuration file says it.
 
+use super::{AverageConfig, Schedule};
 use crate::error::{Error, Result};
 use crate::ops::update::{Decay, Rule};
 use serde::{Deserialize, Serialize};
@@ -10,12 +11,17 @@ use serde::{Deserialize, Serialize};
 /// kind = "adamw"            # or "sgd", "lion"
 /// rate = 1e-3               # learning rate
 /// weight_decay = 0.01
-/// decay = "decoupled"       # or "coupled", "none"
+/// decay = "decoupled"       # or "cautious", "coupled", "none"
 /// betas = [0.9, 0.999]      # adamw and lion
 /// epsilon = 1e-8            # adamw
 /// # momentum = 0.9          # sgd
 /// # nesterov = true         # sgd
 /// # clip_norm = 1.0         # largest norm of all gradients; none by default
+/// # orthogonal_gradient = true # without what would only lengthen or shorten a weight
+/// # average = { kind = "ema", decay = 0.99, every = 5 }       # slow weights, which reviews take
+/// # average = { kind = "lookahead", alpha = 0.5, every = 6 }  # or these
+/// # polar_every = 50          # steps between decays of layers with polar_decay
+/// # decay_schedule = { kind = "linear", from = 0.0, to = 1.0 } # share of weight_decay over the run
 /// ```
 ///
 /// What is left out has PyTorch's defaults: those of [`OptimizerConfig::adamw`],
@@ -34,6 +40,15 @@ pub struct OptimizerConfig {
     pub decay: Decay,
     /// Largest norm of all gradients together; they are scaled down to it. `None`: as they are.
     pub clip_norm: Option<f64>,
+    /// Share of the weight decay over the run; `None`: all of it, always.
+    pub decay_schedule: Option<Schedule>,
+    /// Each gradient loses its part along the weights and is made as long as it was
+    /// ([`mod@crate::ops::orthogonal_gradient`]).
+    pub orthogonal_gradient: bool,
+    /// Slow weights beside those that are trained.
+    pub average: Option<AverageConfig>,
+    /// Steps between decays along the polar factor ([`super::polar`]), where there are such layers.
+    pub polar_every: Option<u64>,
 }
 
 impl Default for OptimizerConfig {
@@ -51,6 +66,10 @@ impl OptimizerConfig {
             weight_decay: 0.01,
             decay: Decay::Decoupled,
             clip_norm: None,
+            decay_schedule: None,
+            orthogonal_gradient: false,
+            average: None,
+            polar_every: None,
         }
     }
 
@@ -62,6 +81,10 @@ impl OptimizerConfig {
             weight_decay: 0.0,
             decay: Decay::Coupled,
             clip_norm: None,
+            decay_schedule: None,
+            orthogonal_gradient: false,
+            average: None,
+            polar_every: None,
         }
     }
 
@@ -73,6 +96,10 @@ impl OptimizerConfig {
             weight_decay: 0.0,
             decay: Decay::Decoupled,
             clip_norm: None,
+            decay_schedule: None,
+            orthogonal_gradient: false,
+            average: None,
+            polar_every: None,
         }
     }
 
@@ -100,6 +127,23 @@ impl OptimizerConfig {
         }
         if let Some((field, problem)) = self.rule.problem() {
             return refuse(field, problem);
+        }
+        if let Some(average) = &self.average {
+            average.validate()?;
+        }
+        if self.polar_every == Some(0) {
+            return refuse("polar_every", "0 steps: there is at least one".to_owned());
+        }
+        if let Some(schedule) = &self.decay_schedule {
+            schedule.validate_as("optimizer.decay_schedule")?;
+            if schedule.momentum().is_some() {
+                let problem = "a schedule of the decay has none: it belongs to [schedule]";
+                return refuse("decay_schedule.momentum", problem.to_owned());
+            }
+            if self.weight_decay == 0.0 {
+                let problem = "has no effect with weight_decay = 0";
+                return refuse("decay_schedule", problem.to_owned());
+            }
         }
         Ok(())
     }
@@ -137,6 +181,14 @@ struct Table {
     nesterov: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     clip_norm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decay_schedule: Option<Schedule>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    orthogonal_gradient: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    average: Option<AverageConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    polar_every: Option<u64>,
 }
 
 impl TryFrom<Table> for OptimizerConfig {
@@ -182,6 +234,10 @@ impl TryFrom<Table> for OptimizerConfig {
         }
         config.weight_decay = table.weight_decay.unwrap_or(config.weight_decay);
         config.clip_norm = table.clip_norm;
+        config.decay_schedule = table.decay_schedule;
+        config.orthogonal_gradient = table.orthogonal_gradient;
+        config.average = table.average;
+        config.polar_every = table.polar_every;
         Ok(config)
     }
 }
@@ -198,6 +254,10 @@ impl From<OptimizerConfig> for Table {
             momentum: None,
             nesterov: None,
             clip_norm: config.clip_norm,
+            decay_schedule: config.decay_schedule,
+            orthogonal_gradient: config.orthogonal_gradient,
+            average: config.average,
+            polar_every: config.polar_every,
         };
         match config.rule {
             Rule::AdamW { beta1, beta2, epsilon } => {

@@ -1,4 +1,4 @@
-//! The learning rate of each step.
+//! Learning rate and momentum of each step.
 //!
 //! Schedules over a horizon (cosine, one_cycle, warmup_stable_decay, and linear without `steps`)
 //! count steps where their number is known, and go by the run's progress where it is not: so that a
@@ -28,7 +28,7 @@ pub struct Position {
 
 impl Position {
     /// Place of this step between the first one (0) and the last one (1).
-    fn horizon(self) -> f64 {
+    pub(super) fn horizon(self) -> f64 {
         match self.total_steps {
             Some(total) if total > 1 => (self.step as f64 / (total - 1) as f64).min(1.0),
             Some(_) => 0.0,
@@ -109,6 +109,9 @@ pub enum Schedule {
         /// Way between the rates.
         #[serde(default)]
         anneal: Anneal,
+        /// Momentum (`beta1` of Adam and Lion) at both ends, and at the peak: it falls while the rate rises.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        momentum: Option<[f64; 2]>,
     },
     /// Up and down again, over and over.
     Cyclic {
@@ -125,6 +128,9 @@ pub enum Schedule {
         /// Factor of the amplitude at each step in mode `exp_range`.
         #[serde(default = "default_gamma")]
         gamma: f64,
+        /// Momentum (`beta1` of Adam and Lion) at the lowest rate, and at the full one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        momentum: Option<[f64; 2]>,
     },
     /// A straight warm-up from 1/25 of the rate, then the rate, then a straight line to `floor`.
     WarmupStableDecay {
@@ -171,16 +177,78 @@ fn wave(a: f64, b: f64, x: f64) -> f64 {
     b + (a - b) / 2.0 * (1.0 + (PI * x).cos())
 }
 
+/// What goes from the first value to the second one and on to the third one in one cycle.
+fn one_cycle(position: Position, pct_start: f64, anneal: Anneal, values: [f64; 3]) -> f64 {
+    let [first, peak_value, last] = values;
+    let between = match anneal {
+        Anneal::Cos => wave,
+        Anneal::Linear => line,
+    };
+    // As PyTorch has it: in steps, the peak is one step before `pct_start` of the run.
+    let (at, peak, end) = match position.total_steps {
+        Some(total) => {
+            let end = total.saturating_sub(1) as f64;
+            ((position.step as f64).min(end), pct_start * total as f64 - 1.0, end)
+        }
+        None => (position.horizon(), pct_start, 1.0),
+    };
+    if at < peak {
+        between(first, peak_value, at / peak)
+    } else if at == peak {
+        peak_value
+    } else {
+        between(peak_value, last, (at - peak) / (end - peak))
+    }
+}
+
+/// How far up its cycle a step is, from 0 to the cycle's amplitude.
+fn cyclic(step: u64, mode: CycleMode, up: u64, down: Option<u64>, gamma: f64) -> (f64, f64) {
+    let (up, length) = (up as f64, (up + down.unwrap_or(up)) as f64);
+    let cycle = (step as f64 / length).floor();
+    let x = step as f64 / length - cycle;
+    let rise = up / length;
+    let height = if x <= rise { x / rise } else { (x - 1.0) / (rise - 1.0) };
+    let amplitude = match mode {
+        CycleMode::Triangular => 1.0,
+        CycleMode::Triangular2 => 0.5f64.powf(cycle),
+        CycleMode::ExpRange => gamma.powf(step as f64),
+    };
+    (height, amplitude)
+}
+
 impl Schedule {
     /// Learning rate of the step at `position`, where the optimizer's rate is `base`.
     pub fn rate(&self, base: f64, position: Position) -> f64 {
         base * self.share(position)
     }
 
+    /// Momentum of the step at `position`, where the schedule cycles it: against the rate, as PyTorch's
+    /// `cycle_momentum`.
+    pub fn momentum_at(&self, position: Position) -> Option<f64> {
+        let [high, low] = self.momentum()?;
+        match *self {
+            Schedule::OneCycle { pct_start, anneal, .. } => {
+                Some(one_cycle(position, pct_start, anneal, [high, low, high]))
+            }
+            Schedule::Cyclic { mode, up, down, gamma, .. } => {
+                let (height, amplitude) = cyclic(position.step, mode, up, down, gamma);
+                Some(high - (high - low) * height * amplitude)
+            }
+            _ => None,
+        }
+    }
+
+    /// Momentum at the lowest rate and at the highest one, where the schedule cycles it.
+    pub fn momentum(&self) -> Option<[f64; 2]> {
+        match *self {
+            Schedule::OneCycle { momentum, .. } | Schedule::Cyclic { momentum, .. } => momentum,
+            _ => None,
+        }
+    }
+
     /// The rate as a share of the optimizer's.
     fn share(&self, position: Position) -> f64 {
-        let Position { step, total_steps, .. } = position;
-        let x = position.horizon();
+        let (step, x) = (position.step, position.horizon());
         match *self {
             Schedule::Constant {} => 1.0,
             Schedule::Step { every, factor } => factor.powf((step / every) as f64),
@@ -190,39 +258,12 @@ impl Schedule {
                 line(from, to, (step as f64 / steps as f64).min(1.0))
             }
             Schedule::Linear { from, to, steps: None } => line(from, to, x),
-            Schedule::OneCycle { pct_start, div, final_div, anneal } => {
-                let between = match anneal {
-                    Anneal::Cos => wave,
-                    Anneal::Linear => line,
-                };
-                // As PyTorch has it: in steps, the peak is one step before `pct_start` of the run.
-                let (at, peak, end) = match total_steps {
-                    Some(total) => {
-                        let end = total.saturating_sub(1) as f64;
-                        ((step as f64).min(end), pct_start * total as f64 - 1.0, end)
-                    }
-                    None => (x, pct_start, 1.0),
-                };
+            Schedule::OneCycle { pct_start, div, final_div, anneal, .. } => {
                 let first = 1.0 / div;
-                if at < peak {
-                    between(first, 1.0, at / peak)
-                } else if at == peak {
-                    1.0
-                } else {
-                    between(1.0, first / final_div, (at - peak) / (end - peak))
-                }
+                one_cycle(position, pct_start, anneal, [first, 1.0, first / final_div])
             }
-            Schedule::Cyclic { mode, low, up, down, gamma } => {
-                let (up, length) = (up as f64, (up + down.unwrap_or(up)) as f64);
-                let cycle = (step as f64 / length).floor();
-                let x = step as f64 / length - cycle;
-                let rise = up / length;
-                let height = if x <= rise { x / rise } else { (x - 1.0) / (rise - 1.0) };
-                let amplitude = match mode {
-                    CycleMode::Triangular => 1.0,
-                    CycleMode::Triangular2 => 0.5f64.powf(cycle),
-                    CycleMode::ExpRange => gamma.powf(step as f64),
-                };
+            Schedule::Cyclic { mode, low, up, down, gamma, .. } => {
+                let (height, amplitude) = cyclic(step, mode, up, down, gamma);
                 low + (1.0 - low) * height * amplitude
             }
             Schedule::WarmupStableDecay { warmup, decay, floor } => {
@@ -242,8 +283,13 @@ impl Schedule {
     /// # Errors
     /// An [`Error::Config`] that names the first field that cannot be used, and its value.
     pub fn validate(&self) -> Result<()> {
+        self.validate_as("schedule")
+    }
+
+    /// The same for a schedule that a configuration calls `table`.
+    pub(super) fn validate_as(&self, table: &str) -> Result<()> {
         let refuse = |field: &str, value: f64, wanted: &str| {
-            Err(Error::config(format!("schedule.{field}"), format!("{value} is not {wanted}")))
+            Err(Error::config(format!("{table}.{field}"), format!("{value} is not {wanted}")))
         };
         let range = |field: &str, value: f64, low: f64, high: f64| match value {
             value if value.is_finite() && (low..=high).contains(&value) => Ok(()),
@@ -254,6 +300,11 @@ impl Schedule {
             value if value.is_finite() && value > 0.0 => Ok(()),
             _ => refuse(field, value, "above 0"),
         };
+        for value in self.momentum().into_iter().flatten() {
+            if !(0.0..1.0).contains(&value) {
+                return refuse("momentum", value, "in [0, 1)");
+            }
+        }
         match *self {
             Schedule::Constant {} => Ok(()),
             Schedule::Step { every, factor } => {
@@ -277,7 +328,7 @@ impl Schedule {
                 range("div", div, 1.0, f64::MAX)?;
                 range("final_div", final_div, 1.0, f64::MAX)
             }
-            Schedule::Cyclic { low, up, down, gamma, mode } => {
+            Schedule::Cyclic { low, up, down, gamma, mode, .. } => {
                 range("low", low, 0.0, 1.0)?;
                 positive("up", up as f64)?;
                 positive("down", down.unwrap_or(up) as f64)?;

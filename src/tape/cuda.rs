@@ -8,7 +8,7 @@ use crate::device::cpu::Isa;
 use crate::device::cpu::program::Span;
 use crate::device::cuda::{self, Bound, Buffer, Cuda, Kept, Launches, Program, Range};
 use crate::error::{Error, Result};
-use crate::ops::{Site, Var};
+use crate::ops::Var;
 use crate::tensor::{DType, TensorType};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,25 +45,14 @@ impl Tape {
         let mut lowered: Vec<Lowered<'_>> = Vec::new();
         let (mut work, mut candidates) = (Vec::new(), Vec::new());
         let mut reports = Vec::new();
-        for (index, node) in self.nodes.iter().enumerate().filter(|&(index, _)| needed[index]) {
-            let types = |vars: &[Var]| -> Vec<TensorType> {
-                vars.iter().map(|&var| self.tensor(var).tensor_type.clone()).collect()
-            };
-            let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
-            if node.op.view(&inputs).is_some() {
-                continue;
-            }
-            let output_used: Vec<bool> =
-                node.outputs.iter().map(|output| used[output.index as usize]).collect();
+        for seen in self.to_lower(&needed, &used) {
             // The instruction set is of no concern to its kernels.
-            let isa = Isa::Portable;
-            let target = device.target();
-            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa, target };
+            let (node, site) = (seen.node, seen.site(Isa::Portable, device.target()));
             let listed = |types: &[TensorType]| {
                 types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             };
-            let name = self.label(index);
-            let label = format!("{name} ({} to {})", listed(&inputs), listed(&outputs));
+            let (inputs, outputs) = (listed(&seen.inputs), listed(&seen.outputs));
+            let label = format!("{} ({inputs} to {outputs})", seen.label);
             let Some(launches) = node.op.cuda(&site) else {
                 let problem = format!(
                     "{label}: the operation '{}' has no kernel for GPUs, or none for these shapes and \
@@ -73,12 +62,12 @@ impl Tape {
                 return Err(Error::device(device.name(), problem));
             };
             reports.push(NodeReport {
-                label: name,
+                label: seen.label.clone(),
                 op: node.op.name(),
                 kernel: launches.name(),
                 cost: node.op.cost(&site),
                 chunks: vec![1; launches.tasks().len()],
-                outputs,
+                outputs: seen.outputs.clone(),
             });
             candidates.extend(self.reuses(node, lowered.len(), &used));
             let accesses = self.accesses(node, &used, &constants);

@@ -22,6 +22,7 @@
 
 mod backward;
 mod cache;
+mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod naive;

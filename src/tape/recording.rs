@@ -1,16 +1,14 @@
 //! A compiled tape: a program with its memory, replayed for every batch.
 
-use super::naive::naive_launch;
-use super::plan::{self, Access, Block, MemoryPlan, Place, Reuse, Work};
+use super::plan::{Access, MemoryPlan, Place, Reuse};
 use super::{Origin, Region, Store, Tape};
-use crate::device::cpu::launch::Launch;
-use crate::device::cpu::program::{Bound, Item, Program, Span, Task};
+use crate::device::cpu::program::Span;
 use crate::device::cpu::trace::UnitTime;
-use crate::device::cpu::{Cpu, Memory, Trial};
+use crate::device::cpu::{Isa, Memory, Trial};
 use crate::device::{Device, Target};
 use crate::error::{Error, Result};
 use crate::ops::{Cost, Site, Var};
-use crate::tensor::{DType, Element, TensorType};
+use crate::tensor::{Element, TensorType};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -59,32 +57,27 @@ pub(super) struct Port {
     pub(super) name: String,
 }
 
+/// A node that a program runs, with what its operation sees of it.
+pub(super) struct Seen<'t> {
+    pub(super) node: &'t super::Node,
+    pub(super) label: String,
+    pub(super) inputs: Vec<TensorType>,
+    pub(super) outputs: Vec<TensorType>,
+    /// Whether anybody reads each output.
+    used: Vec<bool>,
+}
+
+impl Seen<'_> {
+    pub(super) fn site(&self, isa: Isa, target: Target) -> Site<'_> {
+        Site { inputs: &self.inputs, outputs: &self.outputs, used: &self.used, isa, target }
+    }
+}
+
 /// What a recording needs to run, by device.
 pub(super) enum Engine {
-    Cpu(Box<OnCpu>),
+    Cpu(Box<super::cpu::OnCpu>),
     #[cfg(feature = "cuda")]
     Cuda(Box<super::cuda::OnCuda>),
-}
-
-pub(super) struct OnCpu {
-    device: Arc<Cpu>,
-    program: Program,
-    arena: Memory,
-    constants: Memory,
-}
-
-impl OnCpu {
-    pub(super) fn replay(&mut self, store: &mut Store) {
-        let (regions, control) = store.parts();
-        let own = [&mut self.arena, &mut self.constants];
-        self.program.replay(self.device.team(), own.into_iter().chain(regions), control);
-    }
-
-    /// The elements of a tensor that does not lie in the store.
-    pub(super) fn elements<T: Element>(&self, span: Span) -> &[T] {
-        let memory = if span.region == ARENA { &self.arena } else { &self.constants };
-        memory.elements(span.offset, span.len)
-    }
 }
 
 /// A recorded step, compiled for a device: replaying it allocates nothing.
@@ -147,6 +140,24 @@ impl Tape {
             }
         }
         (needed, used)
+    }
+
+    /// The nodes that a program runs, in recorded order: those that are needed and are no views.
+    pub(super) fn to_lower<'t>(
+        &'t self,
+        needed: &'t [bool],
+        used: &'t [bool],
+    ) -> impl Iterator<Item = Seen<'t>> {
+        let types = |vars: &[Var]| -> Vec<TensorType> {
+            vars.iter().map(|&var| self.tensor(var).tensor_type.clone()).collect()
+        };
+        let needed = self.nodes.iter().enumerate().filter(|&(index, _)| needed[index]);
+        needed.filter_map(move |(index, node)| {
+            let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
+            let used = node.outputs.iter().map(|output| used[output.index as usize]).collect();
+            let seen = Seen { node, label: self.label(index), inputs, outputs, used };
+            seen.node.op.view(&seen.inputs).is_none().then_some(seen)
+        })
     }
 
     /// Where a tensor lies: its memory and its first byte there.
@@ -243,193 +254,6 @@ impl Tape {
             Some(((output, input), Reuse { node: number, output: output_root, input: input_root }))
         });
         pairs.collect()
-    }
-
-    fn compile_for_cpu(&self, cpu: Arc<Cpu>) -> Result<Recording> {
-        let (needed, used) = self.live();
-        let (constants, constant_memory) = self.constants(&used);
-        let constant_bytes = constant_memory.len();
-
-        // Kernels.
-        struct Lowered<'t> {
-            node: &'t super::Node,
-            launch: Launch,
-            report: NodeReport,
-            /// Outputs that lie where an input lay.
-            reused: Vec<(usize, usize)>,
-        }
-        let mut lowered: Vec<Lowered<'_>> = Vec::new();
-        let mut work = Vec::new();
-        let mut candidates = Vec::new();
-        for (index, node) in self.nodes.iter().enumerate().filter(|&(index, _)| needed[index]) {
-            let types = |vars: &[Var]| -> Vec<TensorType> {
-                vars.iter().map(|&var| self.tensor(var).tensor_type.clone()).collect()
-            };
-            let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
-            if node.op.view(&inputs).is_some() {
-                continue;
-            }
-            let output_used: Vec<bool> =
-                node.outputs.iter().map(|output| used[output.index as usize]).collect();
-            let (isa, target) = (cpu.isa(), Target::default());
-            let site = Site { inputs: &inputs, outputs: &outputs, used: &output_used, isa, target };
-            let cost = node.op.cost(&site);
-            let kernel = node.op.cpu(&site);
-            if kernel.is_some() {
-                candidates.extend(self.reuses(node, lowered.len(), &used));
-            }
-            let launch = kernel.unwrap_or_else(|| naive_launch(Arc::clone(&node.op), &site));
-            let accesses = self.accesses(node, &used, &constants);
-            let chunks: Vec<usize> = launch.chunks().collect();
-            // Of the order of what one thread does; only used to tell small nodes from large ones.
-            let nanoseconds = (cost.flops / 40.0).max(cost.bytes / 20.0);
-            work.push(Work { accesses, chunks: chunks.clone(), nanoseconds });
-            let kernel = launch.kernel();
-            let (label, op) = (self.label(index), node.op.name());
-            let report = NodeReport { label, op, kernel, cost, chunks, outputs };
-            lowered.push(Lowered { node, launch, report, reused: Vec::new() });
-        }
-        let mut written: Vec<usize> = work
-            .iter()
-            .flat_map(|work: &Work| &work.accesses)
-            .filter(|access| access.write)
-            .filter_map(|access| match access.place {
-                Place::Region(region) => region.checked_sub(STORE),
-                Place::Arena(_) => None,
-            })
-            .collect();
-        written.sort_unstable();
-        written.dedup();
-        let schedule = plan::schedule(&work);
-        let last_stage = schedule.stages.len().saturating_sub(1);
-
-        // Outputs that take the memory of an input: its tensor stands for both.
-        let (pairs, candidates): (Vec<_>, Vec<Reuse>) = candidates.into_iter().unzip();
-        let taken = plan::reuse(&work, |a, b| schedule.precedes(a, b), &candidates);
-        let mut stands_for: HashMap<u32, u32> = HashMap::new();
-        for (pair, candidate) in pairs.into_iter().zip(&candidates) {
-            if taken.contains(candidate) {
-                let root = stands_for.get(&candidate.input).copied().unwrap_or(candidate.input);
-                stands_for.insert(candidate.output, root);
-                lowered[candidate.node].reused.push(pair);
-            }
-        }
-        let memory_of = |root: u32| stands_for.get(&root).copied().unwrap_or(root);
-
-        // Memory: roots in the arena, then scratch of each node.
-        let mut numbers: HashMap<u32, usize> = HashMap::new();
-        let mut blocks: Vec<Block> = Vec::new();
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            if matches!(tensor.origin, Origin::Input) {
-                numbers.insert(index as u32, blocks.len());
-                let bytes = tensor.tensor_type.bytes();
-                blocks.push(Block { bytes, alive: (0, last_stage) });
-            }
-        }
-        for (this, span) in work.iter().zip(&schedule.spans) {
-            for access in &this.accesses {
-                if let Place::Arena(root) = access.place {
-                    let root = memory_of(root);
-                    let number = *numbers.entry(root).or_insert_with(|| {
-                        let bytes = self.tensors[root as usize].tensor_type.bytes();
-                        blocks.push(Block { bytes, alive: *span });
-                        blocks.len() - 1
-                    });
-                    let alive = &mut blocks[number].alive;
-                    *alive = (alive.0.min(span.0), alive.1.max(span.1));
-                }
-            }
-        }
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            if tensor.is_output {
-                let var = Var { index: index as u32, tape: self.id };
-                if let (Place::Arena(root), _) = self.place_of(var, &constants)
-                    && let Some(&number) = numbers.get(&memory_of(root))
-                {
-                    blocks[number].alive.1 = last_stage;
-                }
-            }
-        }
-        let first_scratch = blocks.len();
-        for (node, span) in lowered.iter().zip(&schedule.spans) {
-            blocks.push(Block { bytes: node.launch.scratch_elements() * 4, alive: *span });
-        }
-        let (offsets, mut memory) = plan::lay_out(&blocks);
-        memory.constant_bytes = constant_bytes;
-
-        let span_of = |var: Var, in_place: bool| -> Span {
-            let (place, start) = self.place_of(var, &constants);
-            let TensorType { shape, dtype } = &self.tensor(var).tensor_type;
-            let (region, offset) = match place {
-                Place::Arena(root) => {
-                    let number = numbers.get(&memory_of(root));
-                    (ARENA, number.map_or(0, |&number| offsets[number]) + start)
-                }
-                Place::Region(region) => (region, start),
-            };
-            Span { region, offset, len: shape.elements(), dtype: *dtype, in_place }
-        };
-        let mut nodes = Vec::new();
-        let mut reports = Vec::new();
-        for (number, Lowered { node, launch, report, reused }) in lowered.into_iter().enumerate() {
-            let pairs = node.op.in_place().into_iter().chain(reused);
-            let updated: Vec<usize> = pairs.map(|(_, input)| input).collect();
-            let inputs = node
-                .inputs
-                .iter()
-                .enumerate()
-                .map(|(i, &var)| span_of(var, updated.contains(&i)))
-                .collect();
-            let outputs = node
-                .outputs
-                .iter()
-                .map(|&var| match used[var.index as usize] {
-                    true => span_of(var, false),
-                    false => Span { len: 0, region: ARENA, offset: 0, ..span_of(var, false) },
-                })
-                .collect();
-            let scratch = Span {
-                region: ARENA,
-                offset: offsets[first_scratch + number],
-                len: launch.scratch_elements(),
-                dtype: DType::F32,
-                in_place: false,
-            };
-            nodes.push(Bound { launch, inputs, outputs, scratch });
-            reports.push(report);
-        }
-        let stages: Vec<Vec<Item>> = schedule
-            .stages
-            .iter()
-            .map(|stage| {
-                stage
-                    .iter()
-                    .map(|item| {
-                        item.iter().map(|s| Task { node: s.node, phase: s.phase }).collect()
-                    })
-                    .collect()
-            })
-            .collect();
-        let ports = self.ports(|var| span_of(var, false));
-        let kept = self.kept_spans(|var| span_of(var, false))?;
-        let regions = STORE + self.region_bytes.len();
-        let program = Program::new(nodes, &stages, regions, cpu.threads());
-        let arena = Memory::zeroed(memory.arena_bytes);
-        Ok(Recording {
-            store: self.store,
-            engine: Engine::Cpu(Box::new(OnCpu {
-                device: cpu,
-                program,
-                arena,
-                constants: constant_memory,
-            })),
-            ports,
-            reports,
-            memory,
-            written,
-            inputs: self.live_inputs(&used),
-            kept,
-        })
     }
 
     /// Names of the inputs that nodes read.

@@ -1,9 +1,11 @@
 //! Who watches a run, what it is told, and how a run ended.
 
 use crate::runs::{Done, Epoch, Nearest};
+use serde::{Deserialize, Serialize};
 
 /// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Reason {
     /// The target accuracy was reached.
     Target,
@@ -13,6 +15,10 @@ pub enum Reason {
     Steps,
     /// The time is used up.
     Time,
+    /// Reviews found no gain any more.
+    Plateau,
+    /// The advice of its clocks was to stop.
+    Advice,
     /// The user asked to stop; the run can be resumed.
     Interrupted,
 }
@@ -25,6 +31,8 @@ impl Reason {
             Reason::Epochs => "epochs",
             Reason::Steps => "steps",
             Reason::Time => "time",
+            Reason::Plateau => "plateau",
+            Reason::Advice => "advice",
             Reason::Interrupted => "interrupted",
         }
     }

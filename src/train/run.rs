@@ -7,7 +7,7 @@ use super::runner::Runner;
 use super::state::{self, Position};
 use super::trainer::Trainer;
 use crate::data::Split;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::runs::RunFolder;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -69,6 +69,11 @@ pub fn resume(path: &Path, observer: &mut dyn Observer, stop: &AtomicBool) -> Re
     let (mut trainer, why) = trainer(&config, &data)?;
     let position = match state::path(&folder).exists() {
         true => state::load(&mut trainer, &folder)?,
+        false if config.branch.is_some() => {
+            let problem =
+                "is missing: the run branched from another one, and begins with its weights";
+            return Err(Error::checkpoint(state::path(&folder), problem));
+        }
         // Killed before its first checkpoint: the configuration says all that there is to know.
         false => Position::default(),
     };

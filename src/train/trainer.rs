@@ -1,12 +1,15 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
-use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
+#[path = "examine.rs"]
+mod examine;
+
+use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
 use crate::nn::{Bound, Forward, Mode, Module, Parameters};
 use crate::ops::{self, Recorder, Var};
-use crate::optim::{Optimizer, OptimizerConfig, Rates, Segment};
+use crate::optim::{Between, Optimizer, OptimizerConfig, PolarWeight, Rates, Segment};
 use crate::runs::Environment;
 use crate::tape::{Cache, KEPT, NotFinite, Recording, Region, Store, Tape};
 use crate::tensor::{DType, Shape};
@@ -55,7 +58,8 @@ pub struct Review {
     pub margin: f64,
 }
 
-/// A data set in device memory.
+/// A data set in device memory, and the rows of it that are visited, in their order.
+#[derive(Clone, Copy)]
 struct Resident {
     values: Region,
     labels: Region,
@@ -79,6 +83,9 @@ struct StepKey {
 /// Rows of a review batch.
 const REVIEW_ROWS: usize = 512;
 
+/// Seed of the sample of the test set: one for all runs, so that they can be compared.
+const SAMPLE_SEED: u64 = 0x7e57;
+
 /// Steps that a GPU is given at once, at most: while they run, nobody can stop the run or review it.
 #[cfg(feature = "cuda")]
 const MOST_AT_ONCE: usize = 32;
@@ -95,15 +102,22 @@ pub struct Trainer {
     options: TrainOptions,
     train: Resident,
     test: Resident,
+    /// Some rows of the test set.
+    sample: Option<Resident>,
     scale: Region,
     shift: Region,
     row_shape: Vec<usize>,
     classes: usize,
+    class_names: Option<Vec<String>>,
     offset: U64Slot,
     epoch: U64Slot,
     steps: Cache<StepKey>,
-    reviews: Cache<usize>,
+    /// By order of the rows, and rows of a batch.
+    reviews: Cache<(Region, usize)>,
+    reviewed: examine::Reviewed,
     orders: Cache<()>,
+    /// What the optimizer does between steps.
+    between: Cache<Between>,
     kept: Vec<[f32; KEPT]>,
     /// First row and rows of the updates that are under way, and their losses.
     updates: Vec<(usize, usize)>,
@@ -145,9 +159,10 @@ impl Trainer {
                 format!("row {index} is of class {label}, the training set has {classes}");
             return Err(Error::config("data.test", problem));
         }
-        // Weights, their gradients and as much again for the optimizer; packed copies.
+        // Weights, their gradients, two moments and an average; packed copies.
         let packed = parameters.packed_bytes(device, options.precision);
-        let bytes = 4.0 * parameters.flat_len() as f64 * size_of::<f32>() as f64 + packed as f64;
+        let copies = if options.optimizer.average.is_some() { 5.0 } else { 4.0 };
+        let bytes = copies * parameters.flat_len() as f64 * size_of::<f32>() as f64 + packed as f64;
         Environment::require_memory("the model with its optimizer", bytes)?;
         let normalisation = Normalisation::new(options.normalise, &data.train);
         let mut store = Store::new(device);
@@ -164,7 +179,13 @@ impl Trainer {
             .collect();
         let flat_len = parameters.parameters().flat_len();
         let optimizer = Optimizer::new(&options.optimizer, segments, flat_len, &mut store)?
-            .with_packed(parameters.packed());
+            .with_packed(parameters.packed())
+            .with_polar(polar_weights(&parameters)?, &mut store)?;
+        if let Some(average) = optimizer.average() {
+            let mut start = vec![0f32; flat_len];
+            store.read(parameters.weights(), 0, &mut start)?;
+            store.write(average, 0, &start)?;
+        }
         let train = resident(&mut store, "train", &data.train)?;
         let test = resident(&mut store, "test", &data.test)?;
         let identity: Vec<u32> = (0..test.rows as u32).collect();
@@ -178,9 +199,12 @@ impl Trainer {
         let mut trainer = Trainer {
             row_shape: data.train.shape().to_vec(),
             classes: data.train.classes(),
+            class_names: data.train.class_names().map(<[String]>::to_vec),
             steps: Cache::default(),
             reviews: Cache::default(),
+            reviewed: examine::Reviewed::default(),
             orders: Cache::default(),
+            between: Cache::default(),
             kept: Vec::new(),
             updates: Vec::new(),
             losses: Vec::new(),
@@ -191,6 +215,7 @@ impl Trainer {
             options,
             train,
             test,
+            sample: None,
             scale,
             shift,
             offset,
@@ -217,6 +242,8 @@ impl Trainer {
 
     /// Memory and control block, to change them.
     pub fn store_mut(&mut self) -> &mut Store {
+        // Whoever writes weights makes other logits.
+        self.reviewed.forget();
         &mut self.store
     }
 
@@ -228,6 +255,15 @@ impl Trainer {
     /// Training rows.
     pub fn rows(&self) -> usize {
         self.train.rows
+    }
+
+    /// Rows of a batch from the next step on; batches of another size are another recording.
+    ///
+    /// # Panics
+    /// If that is 0.
+    pub fn set_batch(&mut self, rows: usize) {
+        assert!(rows > 0, "a batch has at least one row");
+        self.options.batch = rows;
     }
 
     /// Updates of one epoch.
@@ -286,6 +322,26 @@ impl Trainer {
         Ok(())
     }
 
+    /// Records what the optimizer does between steps, if it is not recorded yet.
+    fn prepare_between(&mut self, what: Between) -> Result<()> {
+        let Trainer { between, optimizer, parameters, store, .. } = self;
+        between.get(what, || {
+            let mut tape = Tape::new(store);
+            let (weights, gradients) = (parameters.weights(), parameters.gradients());
+            optimizer.record_between(&mut tape, what, weights, gradients)?;
+            tape.compile(store)
+        })?;
+        Ok(())
+    }
+
+    /// The parameters that reviews read: the average, where there is one.
+    fn evaluated(&self) -> Bound {
+        match self.optimizer.average() {
+            Some(average) => self.parameters.with_weights(average),
+            None => self.parameters.clone(),
+        }
+    }
+
     /// One update from the rows of the epoch's order that start at `offset`. `step` counts from 1; a number
     /// for `rates` is the learning rate.
     /// Returns the mean loss, before the update; NaN when the gradients that are to be
@@ -312,6 +368,7 @@ impl Trainer {
     ) -> Result<&[f64]> {
         let mut end = offset;
         self.updates.clear();
+        self.reviewed.forget();
         for _ in rates {
             let rows = self.update_rows(end);
             if rows == 0 {
@@ -322,8 +379,13 @@ impl Trainer {
             self.updates.push((end, rows));
             end += rows;
         }
+        for number in 0..rates.len() as u64 {
+            for what in self.optimizer.after(step + number) {
+                self.prepare_between(what)?;
+            }
+        }
         let (_, counter) = self.parameters.randomness();
-        let Trainer { store, steps: recordings, optimizer, offset, updates, .. } = self;
+        let Trainer { store, steps: recordings, between, optimizer, offset, updates, .. } = self;
         let batch = self.options.batch;
         let mut given = 0;
         while given < updates.len() {
@@ -331,6 +393,8 @@ impl Trainer {
             // Those that follow and are of one batch of as many rows are replays of the same recording.
             let alike = updates[given..].iter().take_while(|update| update.1 == rows).count();
             let count = if rows <= batch { alike } else { 1 };
+            let unbroken = optimizer.unbroken(step + given as u64);
+            let count = count.min(usize::try_from(unbroken).unwrap_or(usize::MAX));
             for (number, (key, first)) in parts(batch, rows).enumerate() {
                 let recording = recordings.get(key, || unreachable!("prepared above"))?;
                 recording.enqueue(store, count, |which, control| {
@@ -342,12 +406,22 @@ impl Trainer {
                 })?;
             }
             given += count;
+            let last = step + given as u64 - 1;
+            for what in optimizer.after(last) {
+                let recording = between.get(what, || unreachable!("prepared above"))?;
+                let rates = rates[given - 1].into();
+                recording.enqueue(store, 1, |_, control| {
+                    optimizer.prepare_between(control, what, last, rates);
+                })?;
+            }
         }
         self.store.collect(&mut self.kept)?;
         let mut kept = self.kept.iter();
         self.losses.clear();
-        for &(_, rows) in &self.updates {
+        for (number, &(_, rows)) in self.updates.iter().enumerate() {
             let loss = loss_of(self.options.batch, rows, &mut kept);
+            // What came after it kept nothing.
+            kept.by_ref().take(self.optimizer.after(step + number as u64).count()).for_each(drop);
             self.losses.push(loss);
             if !loss.is_finite() {
                 break;
@@ -398,13 +472,14 @@ impl Trainer {
     fn record_forward(
         &self,
         tape: &mut Tape,
+        parameters: &Bound,
         data: &Resident,
         rows: usize,
         mode: Mode,
     ) -> Result<(Var, Var, Vec<Var>)> {
         let values = tape.persistent("values", data.values, 0, [data.rows, data.features])?;
         let labels = tape.persistent("labels", data.labels, 0, [data.rows])?;
-        let order = tape.persistent("order", data.order, 0, [data.rows])?;
+        let order = tape.persistent("order", data.order, 0, [self.store.len(data.order)])?;
         let scale = tape.persistent("scale", self.scale, 0, [data.features])?;
         let shift = tape.persistent("shift", self.shift, 0, [data.features])?;
         let batch = tape.scoped("data", |tape| {
@@ -415,7 +490,7 @@ impl Trainer {
             1 => batch.inputs,
             _ => ops::reshape(tape, batch.inputs, Shape::from(shape))?,
         };
-        let mut pass = Forward::new(tape, mode, &self.parameters);
+        let mut pass = Forward::new(tape, mode, parameters);
         let logits = self.model.forward(&mut pass, inputs)?;
         let read = pass.into_read();
         if read.len() != self.parameters.infos().len() {
@@ -452,7 +527,7 @@ impl Trainer {
     fn record_step(&self, key: StepKey) -> Result<Recording> {
         let mut tape = Tape::new(&self.store);
         let (logits, labels, parameters) =
-            self.record_forward(&mut tape, &self.train, key.rows, Mode::Train)?;
+            self.record_forward(&mut tape, &self.parameters, &self.train, key.rows, Mode::Train)?;
         let loss = tape.scoped("loss", |tape| {
             ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
         })?;
@@ -489,14 +564,17 @@ impl Trainer {
         tape.compile(&self.store)
     }
 
-    fn record_review(&self, rows: usize) -> Result<Recording> {
+    fn record_review(&self, data: &Resident, rows: usize) -> Result<(Recording, Var)> {
         let mut tape = Tape::new(&self.store);
-        let (logits, labels, _) = self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
+        let parameters = self.evaluated();
+        let (logits, labels, _) =
+            self.record_forward(&mut tape, &parameters, data, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
         tape.keep(loss.loss)?;
         tape.keep(loss.statistics)?;
-        tape.compile(&self.store)
+        tape.output(logits)?;
+        Ok((tape.compile(&self.store)?, logits))
     }
 
     /// Loss, accuracy and margin on the test set.
@@ -504,19 +582,48 @@ impl Trainer {
     /// # Errors
     /// Recording fails.
     pub fn review(&mut self) -> Result<Review> {
-        let total = self.test.rows;
+        self.review_of(self.test)
+    }
+
+    /// The same on a sample of so many rows of the test set, which are always the same; all of them where it has no more.
+    ///
+    /// # Errors
+    /// Recording fails.
+    pub fn review_sample(&mut self, rows: usize) -> Result<Review> {
+        if rows >= self.test.rows {
+            return self.review();
+        }
+        let sample = match self.sample.filter(|sample| self.store.len(sample.order) == rows) {
+            Some(sample) => sample,
+            None => {
+                let all = order(SAMPLE_SEED, 0, self.test.rows);
+                let name = format!("test.sample of {rows}");
+                Resident { order: self.store.upload(&name, &all[..rows]), ..self.test }
+            }
+        };
+        self.sample = Some(sample);
+        self.review_of(sample)
+    }
+
+    fn review_of(&mut self, data: Resident) -> Result<Review> {
+        let total = self.store.len(data.order);
         let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
+        let all = data.order == self.test.order;
+        self.reviewed.begin(&self.store, if all { total * self.classes } else { 0 });
         for start in (0..total).step_by(REVIEW_ROWS) {
             let rows = REVIEW_ROWS.min(total - start);
-            if !self.reviews.contains(&rows) {
-                let recording = self.record_review(rows)?;
-                self.reviews.get(rows, || Ok(recording))?;
+            let key = (data.order, rows);
+            if !self.reviews.contains(&key) {
+                let (recording, logits) = self.record_review(&data, rows)?;
+                self.reviews.get(key, || Ok(recording))?;
+                self.reviewed.recorded(key, logits);
             }
-            let recording = self.reviews.get(rows, || unreachable!("recorded above"))?;
+            let recording = self.reviews.get(key, || unreachable!("recorded above"))?;
             let offset = self.offset;
             recording.enqueue(&mut self.store, 1, |_, control| {
                 control.set_u64(offset, start as u64);
             })?;
+            self.reviewed.take(recording, key, self.classes)?;
         }
         self.store.collect(&mut self.kept)?;
         for (start, kept) in (0..total).step_by(REVIEW_ROWS).zip(&self.kept) {
@@ -571,6 +678,21 @@ fn loss_of<'a>(batch: usize, rows: usize, kept: &mut impl Iterator<Item = &'a [f
         }
     }
     total
+}
+
+/// Those that decay along their polar factors.
+fn polar_weights(parameters: &Bound) -> Result<Vec<PolarWeight>> {
+    let polar = parameters.infos().iter().filter(|info| info.polar_factor > 0.0);
+    polar
+        .map(|info| {
+            let &[rows, columns] = info.shape.extents() else {
+                let problem = format!("{} is no matrix: it has no polar factor", info.shape);
+                return Err(Error::config(&info.name, problem));
+            };
+            let factor = info.rate_factor * info.polar_factor;
+            Ok(PolarWeight { offset: info.offset, shape: [rows, columns], factor })
+        })
+        .collect()
 }
 
 fn resident(store: &mut Store, name: &str, data: &Dataset) -> Result<Resident> {

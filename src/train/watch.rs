@@ -129,6 +129,11 @@ fn estimate(interval: Interval) -> Option<Estimate> {
     [low, value, high].iter().all(|x| x.is_finite()).then_some(Estimate { value, low, high })
 }
 
+/// Test rows of a review that was of a sample.
+fn sampled_rows(row: &Epoch) -> Option<usize> {
+    row.extra.get("test_rows")?.as_u64().and_then(|rows| usize::try_from(rows).ok())
+}
+
 /// An object of numbers by name; what is not finite is left out.
 fn object<'a>(entries: impl Iterator<Item = (&'a str, f64)>) -> Value {
     let finite = entries.filter(|(_, value)| value.is_finite());
@@ -252,7 +257,7 @@ impl Watch {
             train_loss: excess_loss,
             floor: self.floor,
             accuracy: self.accuracy.clone(),
-            samples: self.test_rows,
+            samples: sampled_rows(row).unwrap_or(self.test_rows),
             saturated: steps.map_or(f64::NAN, |steps| steps.saturated),
             contraction: self.contraction,
             planned: planned.unwrap_or(f64::NAN),

@@ -4,7 +4,7 @@ use serde_json::Value;
 use twoclocks::Device;
 use twoclocks::data::{Dataset, NormalisationKind, Split, order};
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
-use twoclocks::optim::OptimizerConfig;
+use twoclocks::optim::{Anneal, OptimizerConfig, Position, Rates, Schedule};
 use twoclocks::train::{TrainOptions, Trainer};
 
 /// The formula of `tests/pytorch/README.md`.
@@ -84,7 +84,10 @@ fn reference(name: &str) -> &'static str {
             }
         };
     }
-    references!("adamw" "adamw_accumulate" "adamw_gelu_layer_norm" "lion" "sgd_clip" "sgd_nesterov")
+    references!(
+        "adamw" "adamw_accumulate" "adamw_gelu_layer_norm" "adamw_one_cycle"
+        "lion" "sgd_clip" "sgd_nesterov" "sgd_one_cycle"
+    )
 }
 
 /// Ten steps of `tests/pytorch/trajectory_<name>.json` on a device: losses and all weights.
@@ -123,6 +126,13 @@ pub fn check(name: &str, device: &Device) {
         ..TrainOptions::default()
     };
     let rate = config["lr"].as_f64().expect("lr");
+    let cycle = config["one_cycle"].as_object().map(|of| Schedule::OneCycle {
+        pct_start: of["pct_start"].as_f64().expect("pct_start"),
+        div: of["div_factor"].as_f64().expect("div_factor"),
+        final_div: of["final_div_factor"].as_f64().expect("final_div_factor"),
+        anneal: Anneal::Cos,
+        momentum: Some(["max_momentum", "base_momentum"].map(|key| of[key].as_f64().expect(key))),
+    });
     let mut trainer =
         Trainer::new(device, Box::new(model), parameters, &data, options).expect("trainer");
 
@@ -170,7 +180,14 @@ pub fn check(name: &str, device: &Device) {
     trainer.start_epoch(0).expect("order");
     let losses = numbers(&reference["f32"]["loss"]);
     for (step, &want) in losses.iter().enumerate() {
-        let got = trainer.step(step as u64 + 1, step * batch as usize, rate).expect("step");
+        let at = Position { step: step as u64, total_steps: Some(steps), progress: 0.0 };
+        let rates = match &cycle {
+            Some(cycle) => {
+                Rates { rate: cycle.rate(rate, at), decay: 1.0, momentum: cycle.momentum_at(at) }
+            }
+            None => Rates::from(rate),
+        };
+        let got = trainer.step(step as u64 + 1, step * batch as usize, rates).expect("step");
         assert!(got.is_finite(), "{name} step {step}");
         let error = (got - want).abs() / want.abs();
         assert!(error <= 1e-5, "{name} step {step}: loss {got}, PyTorch {want}");

@@ -18,9 +18,9 @@ const RULES: [&str; 4] = ["sgd", "momentum", "adamw", "lion"];
 on_stand_in! {
     fn updates_at_the_end_of_products() {
         let gpu = Gpu::new();
-        let slots = [3u32, 0, 4, 1, 2];
-        let mut control = vec![u64::MAX; 5];
-        for (slot, value) in slots.into_iter().zip([0.125f32, 0.25, 3.69, 18.26, 0.5]) {
+        let slots = [3u32, 0, 4, 1, 2, 5];
+        let mut control = vec![u64::MAX; 6];
+        for (slot, value) in slots.into_iter().zip([0.125f32, 0.25, 3.69, 18.26, 0.5, 0.1]) {
             control[slot as usize] = u64::from(value.to_bits());
         }
         let (control, segments) = (gpu.upload(&control), gpu.upload(&[0.5f32, 2.0]));
@@ -101,10 +101,8 @@ on_stand_in! {
                             control: at(&control),
                             slots,
                             decay_kind: 0,
-                            first_share: 0.1,
                             second_share: 0.01,
                             epsilon: 1e-8,
-                            momentum: 0.9,
                             nesterov: 1,
                             rule: number as u32,
                         };
@@ -174,7 +172,8 @@ fn device() -> Device {
 /// Weights, moments and statistics after a step of AdamW with the gradient `x^T dz`, as bits.
 fn stepped(precision: Precision, [rows, m, n]: [usize; 3], fused: bool) -> Vec<Vec<f32>> {
     let mut store = Store::new(&device());
-    let slots = UpdateSlots::register(store.control_mut(), "update");
+    let rule = Rule::AdamW { beta1: 0.9, beta2: 0.99, epsilon: 1e-8 };
+    let slots = UpdateSlots::register(store.control_mut(), "update", rule);
     store.control_mut().set_f32(slots.rate, 0.125);
     store.control_mut().set_f32(slots.decay, 0.25);
     let mut random = Random(5);
@@ -189,7 +188,6 @@ fn stepped(precision: Precision, [rows, m, n]: [usize; 3], fused: bool) -> Vec<V
     let mut tape = Tape::new(&store);
     let x = tape.persistent("x", x, 0, [rows, m]).expect("x");
     let dz = tape.persistent("dz", dz, 0, [rows, n]).expect("dz");
-    let rule = Rule::AdamW { beta1: 0.9, beta2: 0.99, epsilon: 1e-8 };
     let sums = if fused {
         let [weight, first, second] =
             regions.map(|region| tape.persistent("flat", region, 0, [m, n]).expect("flat"));

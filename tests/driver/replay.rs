@@ -431,6 +431,8 @@ on_stand_in! {
             activation: Default::default(),
             bias: true,
             initial: None,
+            decay_factor: None,
+            polar_decay: None,
         }];
         Sequential::new(&layers, &[64], &mut parameters).expect("it is a net");
         let error = parameters.bind(&mut Store::new(&device), 1).map(|_| ()).expect_err("too much");

@@ -10,7 +10,7 @@ use twoclocks::Device;
 use twoclocks::data::Split;
 use twoclocks::gemm::Precision;
 use twoclocks::nn::{ActivationName, LayerConfig, Parameters, Sequential};
-use twoclocks::optim::{Decay, OptimizerConfig, Rule};
+use twoclocks::optim::{AverageConfig, Decay, OptimizerConfig, Rule};
 use twoclocks::train::{Config, TrainOptions, Trainer, recipe};
 
 /// A trainer of the recipe `digits`, dropout and all, and its data.
@@ -89,6 +89,9 @@ fn beside_the_cpu(what: &str, precision: Precision, rate: f64, change: impl Fn(&
     let error = norm(difference) / norm(&mut want.iter().map(|&x| f64::from(x)));
     assert!(error <= bound, "{what}: weights {error:e} apart");
     digest(what, &got);
+    let [got, want] = trainers.map(|mut trainer| trainer.review().expect("a review").loss);
+    let error = (got - want).abs() / want;
+    assert!(error <= bound, "{what}: reviewed {got}, CPU {want}: {error:e}");
 }
 
 on_stand_in! {
@@ -112,14 +115,20 @@ fn optimizers() -> Vec<(&'static str, OptimizerConfig)> {
         ..OptimizerConfig::sgd()
     };
     let adamw = OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::adamw() };
+    let ema = AverageConfig::Ema { decay: 0.9, every: 2 };
+    let lookahead = AverageConfig::Lookahead { alpha: 0.5, every: 3 };
     vec![
         ("sgd", sgd(0.0, false)),
         ("sgd, decoupled", OptimizerConfig { decay: Decay::Decoupled, ..sgd(0.0, false) }),
         ("momentum", sgd(0.9, false)),
         ("nesterov", sgd(0.9, true)),
+        ("adam, cautious", OptimizerConfig { decay: Decay::Cautious, ..adamw }),
         ("adam, coupled", OptimizerConfig { decay: Decay::Coupled, ..adamw }),
         ("adam", OptimizerConfig { decay: Decay::None, weight_decay: 0.0, ..adamw }),
         ("lion", OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::lion() }),
+        ("adam, orthogonal", OptimizerConfig { orthogonal_gradient: true, ..adamw }),
+        ("adam, ema", OptimizerConfig { average: Some(ema), ..adamw }),
+        ("nesterov, lookahead", OptimizerConfig { average: Some(lookahead), ..sgd(0.9, true) }),
     ]
 }
 
@@ -137,7 +146,7 @@ on_stand_in! {
 on_stand_in! {
     /// Losses and weights of ten steps are those of PyTorch, as on the CPU.
     fn ten_steps_of_pytorch() {
-        for name in ["adamw", "adamw_accumulate", "adamw_gelu_layer_norm", "sgd_nesterov", "sgd_clip", "lion"] {
+        for name in ["adamw", "adamw_accumulate", "adamw_gelu_layer_norm", "sgd_nesterov", "sgd_clip", "lion", "adamw_one_cycle"] {
             trajectory::check(name, &device());
         }
     }

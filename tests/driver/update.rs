@@ -21,12 +21,10 @@ pub struct Arguments {
     pub segments: u64,
     pub partials: u64,
     pub control: u64,
-    pub slots: [u32; 5],
+    pub slots: [u32; 6],
     pub decay_kind: u32,
-    pub first_share: f32,
     pub second_share: f32,
     pub epsilon: f32,
-    pub momentum: f32,
     pub nesterov: u32,
     /// For kernels that are not one rule's alone.
     pub rule: u32,
@@ -37,6 +35,7 @@ unsafe impl cudarc::driver::DeviceRepr for Arguments {}
 const DECOUPLED: u32 = 0;
 const COUPLED: u32 = 1;
 const NONE: u32 = 2;
+const CAUTIOUS: u32 = 3;
 
 /// Lengths of segments, with three elements of nobody after each.
 const LENS: [usize; 5] = [5000, 7, 0, 1, 130];
@@ -80,7 +79,12 @@ fn step(rule: &str, decay_kind: u32, state: &mut State, nesterov: bool) -> Vec<f
                     if c == 0.0 { 0.0 } else { c.signum() }
                 }
             };
-            let shrink = if decay_kind == DECOUPLED { rate * decay } else { 0.0 };
+            let shrinks = match decay_kind {
+                DECOUPLED => true,
+                CAUTIOUS => direction * w >= 0.0,
+                _ => false,
+            };
+            let shrink = if shrinks { rate * decay } else { 0.0 };
             weights[i] = w - (shrink * w + rate * direction);
         }
         statistics.extend(sums);
@@ -110,16 +114,19 @@ on_stand_in! {
         let (pieces_at, segments) = (gpu.upload(&flat), gpu.upload(&factors));
         let first_piece = gpu.upload(&first_piece);
         // The slots lie anywhere in the block, between others.
-        let slots = [6u32, 1, 4, 9, 2];
+        let slots = [6u32, 1, 4, 9, 2, 7];
         let mut control = vec![u64::MAX; 10];
         let values = [RATE, DECAY, CORRECTIONS[0], CORRECTIONS[1], SCALE];
         for (slot, value) in slots.into_iter().zip(values) {
             control[slot as usize] = u64::from((value as f32).to_bits());
         }
-        let control = gpu.upload(&control);
         let factor = gpu.upload(&[FACTOR as f32]);
         for rule in ["sgd", "momentum", "nesterov", "adamw", "lion"] {
-            for decay_kind in [DECOUPLED, COUPLED, NONE] {
+            // Momentum, or 1 - beta1.
+            let momentum = if matches!(rule, "adamw" | "lion") { 0.1f32 } else { 0.9 };
+            control[slots[5] as usize] = u64::from(momentum.to_bits());
+            let control = gpu.upload(&control);
+            for decay_kind in [DECOUPLED, COUPLED, NONE, CAUTIOUS] {
                 let what = format!("{rule}, decay {decay_kind}");
                 let mut random = Random(7);
                 let mut make = |low: f64| -> Vec<f32> {
@@ -149,10 +156,8 @@ on_stand_in! {
                         control: at(&control),
                         slots,
                         decay_kind,
-                        first_share: 0.1,
                         second_share: if rule == "lion" { 0.01 } else { 0.001 },
                         epsilon: 1e-8,
-                        momentum: 0.9,
                         nesterov: u32::from(rule == "nesterov"),
                         rule: 0,
                     };

@@ -145,6 +145,11 @@ def run_trajectory(config, dtype):
     optimizer = make_optimizer(config, parameters)
     losses, norms = [], []
     parts = config["accumulate"]
+    cycle = config.get("one_cycle")
+    # It sets rate and momentum, or beta1, of the first step as it is made.
+    scheduler = cycle and torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config["lr"], total_steps=STEPS, cycle_momentum=True, **cycle
+    )
     for step in range(STEPS):
         x = values((BATCH, WIDTHS[0]), step).to(dtype)
         labels = indices(BATCH, LABEL_SALT + step, WIDTHS[-1])
@@ -157,6 +162,8 @@ def run_trajectory(config, dtype):
         limit = config["clip_norm"] if config["clip_norm"] is not None else math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit, foreach=False)
         optimizer.step()
+        if scheduler and step + 1 < STEPS:
+            scheduler.step()
         losses.append(step_loss)
         norms.append(norm)
     return torch.stack(losses), torch.stack(norms), {name: p.detach() for name, p in parameters.items()}
@@ -190,6 +197,13 @@ def trajectory_configs():
     adamw = {"optimizer": "adamw", "lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.1}
     sgd = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     plain = {"activation": "relu", "layer_norm": False, "clip_norm": None, "accumulate": 1}
+    one_cycle = {
+        "pct_start": 0.4,
+        "div_factor": 25.0,
+        "final_div_factor": 1e4,
+        "base_momentum": 0.85,
+        "max_momentum": 0.95,
+    }
     return {
         "adamw": plain | adamw,
         "adamw_gelu_layer_norm": plain | adamw | {"activation": "gelu", "layer_norm": True},
@@ -197,6 +211,8 @@ def trajectory_configs():
         "sgd_nesterov": plain | sgd | {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-2},
         "sgd_clip": plain | sgd | {"clip_norm": 0.5},
         "lion": plain | {"optimizer": "lion", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1},
+        "adamw_one_cycle": plain | adamw | {"one_cycle": one_cycle},
+        "sgd_one_cycle": plain | sgd | {"momentum": 0.9, "one_cycle": one_cycle},
     }
 
 
@@ -346,6 +362,7 @@ def schedules():
         "final_div_factor": 1e4,
     }
     cyclic = {"base_lr": 0.001, "max_lr": 0.1, "step_size_up": 8, "step_size_down": 12}
+    momentum = {"base_momentum": 0.85, "max_momentum": 0.95}
     rows = [
         ("step", S.StepLR, 0.1, {"step_size": 15, "gamma": 0.5}),
         ("cosine", S.CosineAnnealingLR, 0.1, {"T_max": SCHEDULE_STEPS - 1, "eta_min": 1e-4}),
@@ -355,20 +372,26 @@ def schedules():
         ("cyclic_triangular", S.CyclicLR, 0.001, {**cyclic, "mode": "triangular"}),
         ("cyclic_triangular2", S.CyclicLR, 0.001, {**cyclic, "mode": "triangular2"}),
         ("cyclic_exp_range", S.CyclicLR, 0.001, {**cyclic, "mode": "exp_range", "gamma": 0.97}),
+        ("one_cycle_momentum", S.OneCycleLR, 0.1, {**one_cycle, "anneal_strategy": "cos", **momentum}),
+        ("one_cycle_linear_momentum", S.OneCycleLR, 0.1, {**one_cycle, "anneal_strategy": "linear", **momentum}),
+        ("cyclic_momentum", S.CyclicLR, 0.001, {**cyclic, "mode": "triangular2", **momentum}),
     ]
     result = []
     for name, kind, lr, parameters in rows:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-        extra = {"cycle_momentum": False} if kind in (S.OneCycleLR, S.CyclicLR) else {}
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr, momentum=0.9)
+        cycles = "max_momentum" in parameters
+        extra = {"cycle_momentum": cycles} if kind in (S.OneCycleLR, S.CyclicLR) else {}
         scheduler = kind(optimizer, **parameters, **extra)
-        used = []
+        used, momenta = [], []
         for _ in range(SCHEDULE_STEPS):
             used.append(float(optimizer.param_groups[0]["lr"]))
+            momenta.append(float(optimizer.param_groups[0]["momentum"]))
             optimizer.step()
             # OneCycleLR raises past total_steps; the value after the last step is not used.
             if len(used) < SCHEDULE_STEPS:
                 scheduler.step()
-        result.append({"name": name, "torch_class": kind.__name__, "base_lr": lr, "parameters": parameters, "lr": used})
+        row = {"name": name, "torch_class": kind.__name__, "base_lr": lr, "parameters": parameters, "lr": used}
+        result.append(row | ({"momentum": momenta} if cycles else {}))
     return {"torch": torch.__version__.split("+")[0], "steps": SCHEDULE_STEPS, "schedules": result}
 
 

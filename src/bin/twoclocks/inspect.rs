@@ -1,14 +1,15 @@
 //! `twoclocks eval` and `twoclocks runs`.
 
+use crate::report::{self, ReportArgs};
 use crate::{Common, output};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use twoclocks::Result;
 use twoclocks::runs::compare::Comparison;
 use twoclocks::runs::{Record, Summary, history, list, rank, replace_file};
 use twoclocks::train::Config;
+use twoclocks::{Error, Result};
 
 /// Flags of `twoclocks eval`.
 #[derive(Args)]
@@ -84,6 +85,8 @@ enum RunsAction {
         /// Its folder, or its name in the folder of runs, or the beginning of its name.
         run: PathBuf,
     },
+    /// Find out what a run left out of its report to end sooner, and make its page anew.
+    Report(ReportArgs),
     /// Curves, clocks, settings and ends of several runs, side by side in one page.
     Compare {
         /// Their folders, or names in the folder of runs, or beginnings of names.
@@ -103,6 +106,12 @@ pub fn runs(args: RunsArgs) -> Result<ExitCode> {
         }
         Some(RunsAction::Compare { runs, page }) => compare(&args.out, &runs, page, args.json)?,
         Some(RunsAction::Show { run }) => show(&args.out, &run, args.json)?,
+        Some(RunsAction::Report(report)) => {
+            let Some(run) = &report.run else {
+                return Err(Error::config("runs report", "no run is named"));
+            };
+            report::report(&args.out, run, &report, args.json)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! `twoclocks train`.
 
+use crate::serve::Server;
 use crate::{Common, Work};
 use crate::{both, output};
 use clap::Args;
@@ -25,13 +26,20 @@ pub struct TrainArgs {
         "target_acc", "out", "print_config", "threads",
     ])]
     resume: Option<PathBuf>,
+    /// Finish a run in a folder of its own: from the checkpoint of the run RUN, whose learning rate is constant so far, let the rate fall
+    /// over this share of the steps done there (`--cool 20% RUN`). RUN stays as it is.
+    #[arg(long, value_name = "PERCENT", requires = "work", conflicts_with_all = [
+        "resume", "data", "device", "precision", "seed", "lr", "batch", "epochs", "steps", "time",
+        "target_acc", "print_config", "threads",
+    ])]
+    cool: Option<String>,
     /// Epochs at most.
     #[arg(long)]
     epochs: Option<u64>,
     /// Updates at most.
     #[arg(long)]
     steps: Option<u64>,
-    /// Training time at most: 30s, 2m, 1h.
+    /// Time of the whole run, from its start to its report, into which the schedule is fitted: 30s, 2m, 1h.
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
     /// Test accuracy, 0 to 1, that ends the run; missing it is a failure.
@@ -43,6 +51,9 @@ pub struct TrainArgs {
     /// Print the configuration as TOML and stop.
     #[arg(long)]
     print_config: bool,
+    /// Show the report while it trains, at this port of 127.0.0.1; 0 takes one that is free.
+    #[arg(long, value_name = "PORT")]
+    serve: Option<u16>,
     /// No progress bar and no reviews on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -53,9 +64,10 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let json = args.common.as_ref().is_some_and(|common| common.json);
     let stop = Arc::new(AtomicBool::new(false));
-    let config = match &args.resume {
-        Some(_) => None,
-        None => Some(configure(&args)?),
+    let share = args.cool.as_deref().map(percent).transpose()?;
+    let config = match args.resume.is_some() || share.is_some() {
+        true => None,
+        false => Some(configure(&args)?),
     };
     if let (true, Some(config)) = (args.print_config, &config) {
         output::say!("{}", config.to_toml().trim_end());
@@ -63,15 +75,22 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     }
     stop_on_interrupt(&stop)?;
     let mut screen = Screen::new(json, args.quiet);
+    screen.server = args.serve.map(|port| Server::start(port, json)).transpose()?;
+    let root = args.out.clone().unwrap_or_else(|| "runs".into());
     let outcome = match (&args.resume, &config) {
-        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
-        (None, Some(config)) => {
-            let root = args.out.clone().unwrap_or_else(|| "runs".into());
-            twoclocks::train::run(config, &root, &mut screen, &stop)
-                .map_err(|error| args.work.name_file(error))?
+        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop),
+        (None, Some(config)) => twoclocks::train::run(config, &root, &mut screen, &stop)
+            .map_err(|error| args.work.name_file(error)),
+        (None, None) => {
+            let trunk = PathBuf::from(args.work.work.clone().unwrap_or_default());
+            let share = share.unwrap_or(f64::NAN);
+            twoclocks::train::cool(&trunk, share, &root, &mut screen, &stop)
         }
-        (None, None) => return Err(Error::config("train", "nothing to train")),
     };
+    if let Some(server) = screen.server.take() {
+        server.end();
+    }
+    let outcome = outcome?;
     if !args.quiet {
         match outcome.reason {
             Reason::Interrupted => output::note(format_args!(
@@ -127,6 +146,14 @@ pub fn duration(text: &str) -> Result<f64> {
     })
 }
 
+/// The share of `20%`.
+fn percent(text: &str) -> Result<f64> {
+    let number = text.strip_suffix('%').and_then(|digits| digits.trim().parse::<f64>().ok());
+    number
+        .map(|percent| percent / 100.0)
+        .ok_or_else(|| Error::config("--cool", format!("'{text}' is not a percentage like 20%")))
+}
+
 /// The run as it goes: a progress bar and a line a review, or lines of JSON.
 struct Screen {
     json: bool,
@@ -139,6 +166,8 @@ struct Screen {
     clocks: String,
     /// Whether C at the end as planned was said.
     forecast: bool,
+    /// The page that shows it as it goes.
+    server: Option<Server>,
 }
 
 /// Positions of the bar.
@@ -164,6 +193,7 @@ impl Screen {
             budget: 0.0,
             clocks: String::new(),
             forecast: false,
+            server: None,
         }
     }
 
@@ -187,6 +217,9 @@ impl Observer for Screen {
     }
 
     fn started(&mut self, started: &Started) {
+        if let Some(server) = &self.server {
+            server.show(&started.folder);
+        }
         let from = match started.resumed_at {
             0 => String::new(),
             step => format!(", resumed after step {step}"),
@@ -257,7 +290,7 @@ impl Observer for Screen {
             output::event(Row::from(epoch.clone()).to_json());
         }
         self.say(&format!(
-            "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
+            "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %{}  \
              margin {:.2}  {}(review {})",
             epoch.epoch,
             epoch.step,
@@ -265,6 +298,7 @@ impl Observer for Screen {
             epoch.train_loss,
             epoch.test_loss,
             epoch.test_acc * 100.0,
+            epoch.extra.get("test_rows").map(|rows| format!(" of {rows} rows")).unwrap_or_default(),
             epoch.margin,
             self.clocks,
             output::seconds(epoch.review_seconds),

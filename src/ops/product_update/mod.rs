@@ -188,7 +188,7 @@ fn case(
 ) -> Case {
     let kind = if guard.is_some_and(|guard| !(guard as f32).is_finite()) { "_guarded" } else { "" };
     let name = format!("{rule_name}_{rows}x{inputs}x{outputs}_{precision}{kind}");
-    let slots = UpdateSlots::register(control, &format!("product {name}"));
+    let slots = UpdateSlots::register(control, &format!("product {name}"), rule);
     for (slot, value) in [
         (slots.rate, 0.125),
         (slots.decay, 0.25),

@@ -4,7 +4,7 @@
 //! many small segments cost few claims. Sums are kept for each piece in f64 and combined in order.
 #![allow(unsafe_code)]
 
-use super::{Coefficients, Rule, Segment, Step, Update};
+use super::{Coefficients, Decay, Rule, Segment, Step, Update};
 use crate::device::cpu::simd::{Kernel, Simd, dispatch};
 use crate::device::cpu::{Chunk, Isa, Launch};
 use crate::gemm::{PackedWeight, PackedWeights, WEIGHT_BAND};
@@ -28,24 +28,24 @@ const BLOCK: usize = 64;
 pub(in crate::ops) type Sums = [f64; 3];
 
 /// A part of one segment.
-struct Piece {
-    segment: usize,
-    elements: Range<usize>,
+pub(in crate::ops) struct Piece {
+    pub(in crate::ops) segment: usize,
+    pub(in crate::ops) elements: Range<usize>,
     /// Where the segment is a weight with packed copies: its number and the rows of this part.
     packed: Option<(usize, Range<usize>)>,
 }
 
 /// How the flat regions are cut. A function of shapes alone.
-struct Cut {
-    pieces: Vec<Piece>,
+pub(in crate::ops) struct Cut {
+    pub(in crate::ops) pieces: Vec<Piece>,
     /// Pieces of each chunk.
-    chunks: Vec<Range<usize>>,
+    pub(in crate::ops) chunks: Vec<Range<usize>>,
     /// Pieces of each segment.
-    segments: Vec<Range<usize>>,
+    pub(in crate::ops) segments: Vec<Range<usize>>,
 }
 
 impl Cut {
-    fn new(segments: &[Segment], packed: &[PackedWeight]) -> Cut {
+    pub(in crate::ops) fn new(segments: &[Segment], packed: &[PackedWeight]) -> Cut {
         let most = chunk_elements(segments.iter().map(|segment| segment.len).sum());
         let (mut pieces, mut of_segments) = (Vec::new(), Vec::new());
         for (number, segment) in segments.iter().enumerate() {
@@ -156,10 +156,23 @@ fn run_chunk(op: &Update, cut: &Cut, isa: Isa, elements: usize, chunk: &Chunk<'_
     // chunks are disjoint, since segments do not overlap (`Update::check_segments`).
     let parts = unsafe { all.pieces(pieces, gradients) };
     dispatch(isa, Pass { op, step, pieces: parts, sums });
-    let Some(packed) = &op.packed else { return };
+    if let Some(packed) = &op.packed {
+        pack_pieces(packed, pieces, chunk, 0, op.packed_output());
+    }
+}
+
+/// Writes the packed copies, output number `copies`, of the pieces of a chunk of a [`Cut`] for them: of the
+/// weights in the flat output number `weights`, which this chunk has updated.
+pub(in crate::ops) fn pack_pieces(
+    packed: &PackedWeights,
+    pieces: &[Piece],
+    chunk: &Chunk<'_>,
+    weights: usize,
+    copies: usize,
+) {
     let copies = match packed.element() {
-        DType::Bf16 => chunk.output_ptr::<half::bf16>(op.packed_output()).cast::<u8>(),
-        _ => chunk.output_ptr::<f32>(op.packed_output()).cast::<u8>(),
+        DType::Bf16 => chunk.output_ptr::<half::bf16>(copies).cast::<u8>(),
+        _ => chunk.output_ptr::<f32>(copies).cast::<u8>(),
     };
     if chunk.index() == 0 {
         for gap in packed.gaps() {
@@ -172,9 +185,9 @@ fn run_chunk(op: &Update, cut: &Cut, isa: Isa, elements: usize, chunk: &Chunk<'_
         if let Some((weight, rows)) = &piece.packed {
             // SAFETY: the piece is these rows of the weights, which this chunk has updated and
             // nobody else touches; bands of different chunks have other places in the copies,
-            // which are as long as `infer` said.
+            // which are as long as `infer` of the operation said.
             unsafe {
-                let rows_start = chunk.output_ptr::<f32>(0).add(piece.elements.start);
+                let rows_start = chunk.output_ptr::<f32>(weights).add(piece.elements.start);
                 packed.pack_band(*weight, rows.clone(), rows_start, copies);
             }
         }
@@ -303,36 +316,37 @@ impl<'a, P: Iterator<Item = Part<'a>>> Kernel for Pass<'_, P> {
             return each(s, pieces, sums, #[inline(always)] |_| Keep);
         };
         let of = |segment: usize| op.coefficients(&step, &op.segments[segment]);
+        let cautious = op.decay == Decay::Cautious;
         match op.rule {
             Rule::Sgd { momentum: 0.0, .. } => {
                 each(s, pieces, sums, #[inline(always)] |segment| Descent {
-                    common: Common::new(s, of(segment)),
+                    common: Common::new(s, of(segment), cautious),
                 });
             }
-            Rule::Sgd { momentum, nesterov } => {
+            Rule::Sgd { nesterov, .. } => {
                 each(s, pieces, sums, #[inline(always)] |segment| Momentum {
-                    common: Common::new(s, of(segment)),
-                    momentum: splat(s, momentum),
+                    common: Common::new(s, of(segment), cautious),
+                    momentum: splat(s, step.momentum),
                     ahead: nesterov,
                 });
             }
-            Rule::AdamW { beta1, beta2, epsilon } => {
+            Rule::AdamW { beta2, epsilon, .. } => {
                 each(s, pieces, sums, #[inline(always)] |segment| {
                     let mut of = of(segment);
                     of.rate *= step.first_correction;
                     AdamW {
-                        common: Common::new(s, of),
-                        new1: splat(s, 1.0 - beta1),
+                        common: Common::new(s, of, cautious),
+                        new1: splat(s, step.momentum),
                         new2: splat(s, 1.0 - beta2),
                         second_correction: splat(s, step.second_correction),
                         epsilon: splat(s, epsilon),
                     }
                 });
             }
-            Rule::Lion { beta1, beta2 } => {
+            Rule::Lion { beta2, .. } => {
                 each(s, pieces, sums, #[inline(always)] |segment| Lion {
-                    common: Common::new(s, of(segment)),
-                    new1: splat(s, 1.0 - beta1),
+                    common: Common::new(s, of(segment), cautious),
+                    new1: splat(s, step.momentum),
                     new2: splat(s, 1.0 - beta2),
                 });
             }
@@ -445,17 +459,20 @@ struct Common<S: Simd> {
     coupled: S::F32,
     shrink: S::F32,
     rate: S::F32,
+    /// Whether a weight shrinks only where its step has not the opposite sign.
+    cautious: bool,
 }
 
 impl<S: Simd> Common<S> {
     #[inline(always)]
-    fn new(s: S, of: Coefficients) -> Self {
+    fn new(s: S, of: Coefficients, cautious: bool) -> Self {
         let Coefficients { scale, coupled, shrink, rate } = of;
         Common {
             scale: splat(s, scale),
             coupled: splat(s, coupled),
             shrink: splat(s, shrink),
             rate: splat(s, rate),
+            cautious,
         }
     }
 
@@ -468,7 +485,14 @@ impl<S: Simd> Common<S> {
     /// `w - (shrink * w + rate * direction)`
     #[inline(always)]
     fn weights(&self, s: S, w: S::F32, direction: S::F32) -> S::F32 {
-        s.sub(w, s.mul_add(self.shrink, w, s.mul(self.rate, direction)))
+        let shrink = match self.cautious {
+            true => {
+                let against = s.lt(s.mul(direction, w), s.zero());
+                s.select(against, s.zero(), self.shrink)
+            }
+            false => self.shrink,
+        };
+        s.sub(w, s.mul_add(shrink, w, s.mul(self.rate, direction)))
     }
 }
 

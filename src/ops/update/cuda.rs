@@ -1,7 +1,7 @@
 //! The update on a GPU: `kernels/update.cu`, one launch over all segments, cut into pieces, and one
 //! that adds the pieces' sums.
 
-use super::{Decay, Rule, Update};
+use super::{Decay, Rule, Segment, Update};
 use crate::device::cuda::{Argument, Kernel, Launches, Place};
 
 /// Elements of a piece, which one block takes.
@@ -54,17 +54,7 @@ pub(in crate::ops) fn launch(
     update: &Update,
     places: Places,
 ) -> Option<()> {
-    // Segment, elements, and the first one in two halves, as the kernel has it.
-    let mut pieces: Vec<[u32; 4]> = Vec::new();
-    let mut first_piece = vec![0u32];
-    for (i, segment) in update.segments.iter().enumerate() {
-        for start in (0..segment.len).step_by(PIECE) {
-            let count = PIECE.min(segment.len - start);
-            let start = (segment.offset + start) as u64;
-            pieces.push([number(i)?, count as u32, start as u32, (start >> 32) as u32]);
-        }
-        first_piece.push(number(pieces.len())?);
-    }
+    let (pieces, first_piece) = pieces(&update.segments)?;
     let table = launches.table(&pieces);
     let tables = Tables::new(launches, update, table, &places, pieces.len());
     launches.kernel(
@@ -73,6 +63,21 @@ pub(in crate::ops) fn launch(
             .with(argument(update, &places, &tables)?),
     );
     add_statistics(launches, &places, &tables, &first_piece)
+}
+
+/// Pieces of one segment each: segment, elements, and the first one in two halves, as kernels have it. And
+/// the first piece of each segment, with the end.
+pub(in crate::ops) fn pieces(segments: &[Segment]) -> Option<(Vec<[u32; 4]>, Vec<u32>)> {
+    let (mut pieces, mut first_piece) = (Vec::new(), vec![0u32]);
+    for (i, segment) in segments.iter().enumerate() {
+        for start in (0..segment.len).step_by(PIECE) {
+            let count = PIECE.min(segment.len - start);
+            let start = (segment.offset + start) as u64;
+            pieces.push([number(i)?, count as u32, start as u32, (start >> 32) as u32]);
+        }
+        first_piece.push(number(pieces.len())?);
+    }
+    Some((pieces, first_piece))
 }
 
 /// Appends the sum of what the blocks `first[i] .. first[i + 1]` of each segment `i` left, where somebody
@@ -98,7 +103,7 @@ pub(in crate::ops) fn add_statistics(
     Some(())
 }
 
-fn number(count: usize) -> Option<u32> {
+pub(in crate::ops) fn number(count: usize) -> Option<u32> {
     u32::try_from(count).ok()
 }
 
@@ -107,20 +112,18 @@ struct RuleOfKernels {
     name: &'static str,
     /// Of `Rule` in `kernels/common/update.cuh`.
     number: u32,
-    /// 1 - beta1, 1 - beta2, epsilon, momentum.
-    numbers: [f32; 4],
+    /// 1 - beta2, epsilon.
+    numbers: [f32; 2],
     nesterov: bool,
 }
 
 fn rule(rule: Rule) -> RuleOfKernels {
     let share = |beta: f64| (1.0 - beta) as f32;
     let (name, number, numbers, nesterov) = match rule {
-        Rule::Sgd { momentum: 0.0, .. } => ("sgd", 0, [0.0; 4], false),
-        Rule::Sgd { momentum, nesterov } => ("momentum", 1, [0.0, 0.0, 0.0, momentum as f32], nesterov),
-        Rule::AdamW { beta1, beta2, epsilon } => {
-            ("adamw", 2, [share(beta1), share(beta2), epsilon as f32, 0.0], false)
-        }
-        Rule::Lion { beta1, beta2 } => ("lion", 3, [share(beta1), share(beta2), 0.0, 0.0], false),
+        Rule::Sgd { momentum: 0.0, .. } => ("sgd", 0, [0.0; 2], false),
+        Rule::Sgd { nesterov, .. } => ("momentum", 1, [0.0; 2], nesterov),
+        Rule::AdamW { beta2, epsilon, .. } => ("adamw", 2, [share(beta2), epsilon as f32], false),
+        Rule::Lion { beta2, .. } => ("lion", 3, [share(beta2), 0.0], false),
     };
     RuleOfKernels { name, number, numbers, nesterov }
 }
@@ -131,12 +134,19 @@ pub(in crate::ops) fn argument(update: &Update, places: &Places, tables: &Tables
         return None;
     }
     let slots = &update.slots;
-    let slots =
-        [slots.rate, slots.decay, slots.first_correction, slots.second_correction, slots.gradient_scale];
+    let slots = [
+        slots.rate,
+        slots.decay,
+        slots.first_correction,
+        slots.second_correction,
+        slots.gradient_scale,
+        slots.momentum,
+    ];
     let decay: u32 = match update.decay {
         Decay::Decoupled => 0,
         Decay::Coupled => 1,
         Decay::None => 2,
+        Decay::Cautious => 3,
     };
     let mut members: Vec<Argument> = vec![
         places.weights.into(),

@@ -4,7 +4,8 @@
 //!
 //! With `g = gradient_scale * factor * gradient + coupled * w`, `r = rate * rate_factor` and
 //! `d = decay * decay_factor` of the segment (`coupled = d` under [`Decay::Coupled`], else 0;
-//! `shrink = r d` under [`Decay::Decoupled`], else 0):
+//! `shrink = r d` under [`Decay::Decoupled`], under [`Decay::Cautious`] for those weights whose step
+//! has not the opposite sign, else 0):
 //!
 //! - SGD: `b = momentum b + g`; `w -= shrink w + r (nesterov ? g + momentum b : b)`. PyTorch starts
 //!   with `b = g`: a buffer of zeros gives the same, as there is no dampening. Without momentum
@@ -17,7 +18,8 @@
 //!
 //! Weights, gradients and moments are flat f32 `[P]`; [`Segment`]s say where the parameters lie.
 //! Weights and moments are updated in place; what lies between segments is neither read nor written.
-//! Rate, decay, bias corrections and gradient scale are control slots, all else is baked in.
+//! Rate, decay, momentum or beta1, bias corrections and gradient scale are control slots, all else is
+//! baked in.
 //!
 //! - `statistics` `[segments, 3]`: `g.g`, `w.w`, `g.w` of each segment, `w` before the update and `g`
 //!   the gradient times `gradient_scale`, neither clipped nor decayed. Summed in f32 over blocks
@@ -33,8 +35,9 @@
 //! `r d` is not lost in rounding `1 - r d`.
 //!
 //! Sources: Loshchilov, Hutter, "Decoupled weight decay regularization", 2019, algorithm 2; Chen et
-//! al., "Symbolic discovery of optimization algorithms", 2023, algorithm 2; `torch.optim` for the
-//! place of epsilon and the order of operations.
+//! al., "Symbolic discovery of optimization algorithms", 2023, algorithm 2; Chen et al., "Cautious
+//! weight decay", 2025 (arXiv 2510.12402), algorithm 1; `torch.optim` for the place of epsilon and the
+//! order of operations.
 
 pub(super) mod cpu;
 #[cfg(feature = "cuda")]
@@ -122,6 +125,22 @@ impl Rule {
             Rule::Lion { beta1, beta2 } => share("betas", beta1).or(share("betas", beta2)),
         }
     }
+
+    /// Momentum of SGD, `beta1` of the others.
+    pub fn momentum(&self) -> f64 {
+        match *self {
+            Rule::Sgd { momentum, .. } => momentum,
+            Rule::AdamW { beta1, .. } | Rule::Lion { beta1, .. } => beta1,
+        }
+    }
+
+    /// What [`UpdateSlots::momentum`] holds for that momentum or `beta1`.
+    pub fn momentum_value(&self, momentum: f64) -> f32 {
+        match self {
+            Rule::Sgd { .. } => momentum as f32,
+            Rule::AdamW { .. } | Rule::Lion { .. } => (1.0 - momentum) as f32,
+        }
+    }
 }
 
 /// How weights decay.
@@ -130,6 +149,9 @@ impl Rule {
 pub enum Decay {
     /// Weights shrink by `rate * decay` of themselves, apart from the rule.
     Decoupled,
+    /// The same, but only where the step moves the weight toward zero as well, or nowhere: with the step
+    /// `w -= r u`, where `u w >= 0`. So the decay never takes back what the gradient asks for.
+    Cautious,
     /// `decay * w` is added to the gradient: L2.
     Coupled,
     /// They do not.
@@ -149,11 +171,14 @@ pub struct UpdateSlots {
     pub second_correction: F32Slot,
     /// What gradients are multiplied by: 1 / micro-batches.
     pub gradient_scale: F32Slot,
+    /// Momentum of SGD; of Adam and Lion `1 - beta1`, of which f32 keeps more digits than of `beta1`.
+    pub momentum: F32Slot,
 }
 
 impl UpdateSlots {
-    /// The slots of that name, made where they are new: rate and decay 0, the others 1.
-    pub fn register(control: &mut Control, name: &str) -> UpdateSlots {
+    /// The slots of that name, made where they are new: rate and decay 0, the momentum that of the rule,
+    /// the others 1.
+    pub fn register(control: &mut Control, name: &str, rule: Rule) -> UpdateSlots {
         let mut slot = |field: &str, value| control.f32_slot(&format!("{name}.{field}"), value);
         UpdateSlots {
             rate: slot("rate", 0.0),
@@ -161,6 +186,7 @@ impl UpdateSlots {
             first_correction: slot("first_correction", 1.0),
             second_correction: slot("second_correction", 1.0),
             gradient_scale: slot("gradient_scale", 1.0),
+            momentum: slot("momentum", rule.momentum_value(rule.momentum())),
         }
     }
 }
@@ -250,6 +276,8 @@ pub(super) struct Step {
     decay: f64,
     first_correction: f64,
     second_correction: f64,
+    /// As [`UpdateSlots::momentum`].
+    momentum: f64,
     /// Gradient scale and clipping factor.
     scale: f64,
 }
@@ -292,6 +320,7 @@ impl Update {
             decay: slot(self.slots.decay),
             first_correction: slot(self.slots.first_correction),
             second_correction: slot(self.slots.second_correction),
+            momentum: slot(self.slots.momentum),
             scale: slot(self.slots.gradient_scale) * factor,
         })
     }
@@ -300,7 +329,7 @@ impl Update {
         let rate = step.rate * f64::from(segment.rate_factor);
         let decay = step.decay * f64::from(segment.decay_factor);
         let (coupled, shrink) = match self.decay {
-            Decay::Decoupled => (0.0, rate * decay),
+            Decay::Decoupled | Decay::Cautious => (0.0, rate * decay),
             Decay::Coupled => (decay, 0.0),
             Decay::None => (0.0, 0.0),
         };
@@ -316,31 +345,36 @@ impl Update {
             Rule::AdamW { .. } => 13,
             Rule::Lion { .. } => 9,
         };
-        let decay = if self.decay == Decay::None { 0 } else { 2 };
+        let decay = match self.decay {
+            Decay::None => 0,
+            Decay::Decoupled | Decay::Coupled => 2,
+            Decay::Cautious => 4,
+        };
         1 + rule + decay + if statistics { 6 } else { 0 }
     }
+}
 
-    fn check_segments(&self, elements: usize) -> Result<()> {
-        let mut end = 0;
-        for (i, segment) in self.segments.iter().enumerate() {
-            let Segment { offset, len, rate_factor, decay_factor } = *segment;
-            if offset < end || offset.checked_add(len).is_none_or(|last| last > elements) {
-                let problem = format!(
-                    "segment {i} has elements {offset} to {offset} + {len}; it must lie from {end} \
-                     on, where the one before ends, and within {elements}"
-                );
-                return Err(Error::operation(self.name(), problem));
-            }
-            for (name, factor) in [("rate", rate_factor), ("decay", decay_factor)] {
-                if !(factor.is_finite() && factor >= 0.0) {
-                    let problem = format!("segment {i} has {name} factor {factor}");
-                    return Err(Error::operation(self.name(), problem));
-                }
-            }
-            end = offset + len;
+/// Whether segments lie one after another within `elements`, with factors that can be used.
+pub(super) fn check_segments(op: &str, segments: &[Segment], elements: usize) -> Result<()> {
+    let mut end = 0;
+    for (i, segment) in segments.iter().enumerate() {
+        let Segment { offset, len, rate_factor, decay_factor } = *segment;
+        if offset < end || offset.checked_add(len).is_none_or(|last| last > elements) {
+            let problem = format!(
+                "segment {i} has elements {offset} to {offset} + {len}; it must lie from {end} \
+                 on, where the one before ends, and within {elements}"
+            );
+            return Err(Error::operation(op, problem));
         }
-        Ok(())
+        for (name, factor) in [("rate", rate_factor), ("decay", decay_factor)] {
+            if !(factor.is_finite() && factor >= 0.0) {
+                let problem = format!("segment {i} has {name} factor {factor}");
+                return Err(Error::operation(op, problem));
+            }
+        }
+        end = offset + len;
     }
+    Ok(())
 }
 
 impl Operation for Update {
@@ -369,7 +403,7 @@ impl Operation for Update {
                 return Err(Error::operation(self.name(), problem));
             }
         }
-        self.check_segments(elements)?;
+        check_segments(self.name(), &self.segments, elements)?;
         for weight in self.packed.iter().flat_map(|packed| packed.weights()) {
             let PackedWeight { offset, inputs, outputs, .. } = *weight;
             let same = |segment: &Segment| (segment.offset, segment.len) == (offset, inputs * outputs);
@@ -464,7 +498,7 @@ fn case(
         segments.push(Segment { offset: elements, len, rate_factor, decay_factor });
         elements += len + gap;
     }
-    let slots = UpdateSlots::register(control, &name);
+    let slots = UpdateSlots::register(control, &name, rule);
     for (slot, value) in [
         (slots.rate, 0.125),
         (slots.decay, 0.25),
@@ -510,8 +544,12 @@ pub fn cases(control: &mut Control) -> Vec<Case> {
         ("adamw", ADAMW),
         ("lion", LION),
     ];
-    let decays =
-        [("decoupled", Decay::Decoupled), ("coupled", Decay::Coupled), ("none", Decay::None)];
+    let decays = [
+        ("decoupled", Decay::Decoupled),
+        ("cautious", Decay::Cautious),
+        ("coupled", Decay::Coupled),
+        ("none", Decay::None),
+    ];
     // Pieces of a segment, tiny segments that share a chunk, an empty one; several chunks.
     let several: &[usize] = &[33_001, 7, 1, 0, 129, 16, 20_011];
     for (rule_name, rule) in rules {

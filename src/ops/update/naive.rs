@@ -1,7 +1,8 @@
 //! The oracle of `update`.
 
-use super::{Rule, Step, Update};
+use super::{Decay, Rule, Step, Update};
 use crate::device::Control;
+use crate::gemm::PackedWeights;
 use crate::ops::Values;
 use half::bf16;
 
@@ -24,14 +25,21 @@ pub(in crate::ops) fn update(op: &Update, inputs: &[Values], outputs: &mut [Valu
         }
         outputs[op.statistics_output()].row_mut(number).copy_from_slice(&sums);
     }
-    for weight in op.packed.iter().flat_map(|packed| packed.weights()) {
+    if let Some(packed) = &op.packed {
+        let (updated, copies) = outputs.split_at_mut(op.packed_output());
+        pack(packed, &updated[0].data, &mut copies[0].data);
+    }
+}
+
+/// The packed copies of flat weights.
+pub(in crate::ops) fn pack(packed: &PackedWeights, weights: &[f64], copies: &mut [f64]) {
+    for weight in packed.weights() {
         let [forward, backward] = weight.layouts;
         for at in 0..weight.inputs * weight.outputs {
             let (row, column) = (at / weight.outputs, at % weight.outputs);
-            let value = bf16::from_f64(outputs[0].data[weight.offset + at]).to_f64();
-            let data = &mut outputs[op.packed_output()].data;
-            data[weight.places[0] + forward.index(column, row)] = value;
-            data[weight.places[1] + backward.index(row, column)] = value;
+            let value = bf16::from_f64(weights[weight.offset + at]).to_f64();
+            copies[weight.places[0] + forward.index(column, row)] = value;
+            copies[weight.places[1] + backward.index(row, column)] = value;
         }
     }
 }
@@ -49,22 +57,22 @@ fn element(
     let g = of.scale * gradient + of.coupled * w;
     let direction = match op.rule {
         Rule::Sgd { momentum: 0.0, .. } => g,
-        Rule::Sgd { momentum, nesterov } => {
+        Rule::Sgd { nesterov, .. } => {
             let b = &mut outputs[1].data[i];
-            *b = momentum * *b + g;
-            if nesterov { g + momentum * *b } else { *b }
+            *b = step.momentum * *b + g;
+            if nesterov { g + step.momentum * *b } else { *b }
         }
-        Rule::AdamW { beta1, beta2, epsilon } => {
+        Rule::AdamW { beta2, epsilon, .. } => {
             let m = &mut outputs[1].data[i];
-            *m = beta1 * *m + (1.0 - beta1) * g;
+            *m += step.momentum * (g - *m);
             let m = *m;
             let v = &mut outputs[2].data[i];
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             step.first_correction * m / (v.sqrt() * step.second_correction + epsilon)
         }
-        Rule::Lion { beta1, beta2 } => {
+        Rule::Lion { beta2, .. } => {
             let m = &mut outputs[1].data[i];
-            let c = beta1 * *m + (1.0 - beta1) * g;
+            let c = *m + step.momentum * (g - *m);
             *m = beta2 * *m + (1.0 - beta2) * g;
             if c > 0.0 {
                 1.0
@@ -75,5 +83,7 @@ fn element(
             }
         }
     };
-    outputs[0].data[i] = w - of.shrink * w - of.rate * direction;
+    let against = op.decay == Decay::Cautious && direction * w < 0.0;
+    let shrink = if against { 0.0 } else { of.shrink };
+    outputs[0].data[i] = w - shrink * w - of.rate * direction;
 }

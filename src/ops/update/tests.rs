@@ -14,7 +14,7 @@ fn op(rule: Rule, segments: &[(usize, usize)]) -> Update {
         rule,
         decay: Decay::None,
         segments: segments.collect(),
-        slots: UpdateSlots::register(&mut Control::new(), "slots"),
+        slots: UpdateSlots::register(&mut Control::new(), "slots", rule),
         has_guard: false,
         has_factor: false,
         packed: None,
@@ -67,7 +67,7 @@ fn outputs_that_nobody_reads_are_not_computed() {
         let w: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.37).sin()).collect();
         let g: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.11).cos()).collect();
         let regions = [&w, &g, &w].map(|values| store.upload("flat", values));
-        let slots = UpdateSlots::register(store.control_mut(), "slots");
+        let slots = UpdateSlots::register(store.control_mut(), "slots", MOMENTUM);
         store.control_mut().set_f32(slots.rate, 0.1);
         let mut tape = Tape::new(&store);
         let vars = regions.map(|r| tape.persistent("flat", r, 0, [40_000]).unwrap());
@@ -107,7 +107,7 @@ fn packed_copies_follow_the_weights() {
             let w: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
             let regions = [&w, &w, &w].map(|values| store.upload("flat", values));
             let copies = store.allocate("copies", packed.element(), packed.len());
-            let slots = UpdateSlots::register(store.control_mut(), "slots");
+            let slots = UpdateSlots::register(store.control_mut(), "slots", MOMENTUM);
             store.control_mut().set_f32(slots.rate, 0.1);
             let mut tape = Tape::new(&store);
             let vars = regions.map(|r| tape.persistent("flat", r, 0, [len]).unwrap());

@@ -1,6 +1,7 @@
 //! How fast runs are side by side, and how fast alone: a short trial.
 
-use super::super::config::{Config, LoopConfig};
+use super::super::config::Config;
+use super::super::loop_config::LoopConfig;
 use super::super::make::trainer;
 use super::halving::Cost;
 use super::journal::Tried;
