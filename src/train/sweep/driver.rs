@@ -8,7 +8,7 @@ use super::journal::{Begun, Ended, Event, Journal, Plan, Ranked, Tried, used};
 use super::page;
 use super::rung::{Over, Work, side_by_side};
 use super::state::{State, key};
-use super::trial::{Costs, candidates, fastest, shortened, speed, total_steps};
+use super::trial::{Costs, candidates, fastest, shortened, speed};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::runs::time::Utc;
@@ -238,7 +238,7 @@ impl<'a> Driver<'a> {
         // Runs that time alone bounds may be as short as a trial.
         let shortest = |point: &super::grid::Point| {
             let rows = self.data(&point.config).train.rows();
-            match (total_steps(&point.config, rows), point.config.train.seconds) {
+            match (point.config.train.total_steps(rows), point.config.train.seconds) {
                 (Some(steps), _) => LEAST_STEPS / steps as f64,
                 (None, all) => all.map_or(1.0, |all| TRIAL.1 / all),
             }

@@ -1,7 +1,6 @@
 //! How fast runs are side by side, and how fast alone: a short trial.
 
 use super::super::config::Config;
-use super::super::loop_config::LoopConfig;
 use super::super::make::trainer;
 use super::halving::Cost;
 use super::journal::Tried;
@@ -101,21 +100,13 @@ pub(super) fn fastest(tried: &[Tried]) -> Tried {
     best
 }
 
-/// All steps of a run on so many rows, where steps or epochs bound it.
-pub(super) fn total_steps(config: &Config, rows: usize) -> Option<u64> {
-    let LoopConfig { batch, accumulate, epochs, steps, .. } = config.train;
-    let an_epoch = rows.div_ceil(batch.saturating_mul(accumulate)) as u64;
-    let by_epochs = epochs.map(|epochs| epochs.saturating_mul(an_epoch));
-    by_epochs.into_iter().chain(steps).min()
-}
-
 /// The run, for a share of its length: with a whole schedule of its own.
 pub(super) fn shortened(config: &Config, share: f64, rows: usize) -> Config {
     let mut config = config.clone();
     if share < 1.0 {
         let train = &mut config.train;
         train.seconds = train.seconds.map(|seconds| seconds * share);
-        if let Some(total) = total_steps(&config, rows) {
+        if let Some(total) = config.train.total_steps(rows) {
             let steps = (total as f64 * share).ceil().max(1.0) as u64;
             (config.train.epochs, config.train.steps) = (None, Some(steps));
         }
@@ -166,7 +157,7 @@ impl Costs {
         for (config, rows) in runs {
             let known = self.timed.get(&Self::kind(config)).map(rest);
             let (step, build) = known.unwrap_or((sum / timed, build / timed));
-            let by_steps = total_steps(config, rows).map(|steps| steps as f64 * step);
+            let by_steps = config.train.total_steps(rows).map(|steps| steps as f64 * step);
             let by_time = config.train.seconds;
             // Reviews come on top of the steps.
             let reviews = 1.0 + config.train.review_share.min(MOST_REVIEWED);
@@ -203,7 +194,7 @@ mod tests {
     fn a_shorter_run_is_a_whole_one_of_fewer_steps() {
         let mut config = recipe("digits").unwrap();
         // 23 steps an epoch, 40 epochs.
-        assert_eq!(total_steps(&config, 1437), Some(920));
+        assert_eq!(config.train.total_steps(1437), Some(920));
         let third = shortened(&config, 1.0 / 3.0, 1437);
         assert_eq!((third.train.epochs, third.train.steps), (None, Some(307)));
         assert_eq!(third.schedule, config.schedule);
