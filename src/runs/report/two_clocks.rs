@@ -22,16 +22,22 @@ pub(super) fn section(record: &Record) -> String {
     }
     // Nothing while it trains.
     let clocks = record.done.as_ref().and_then(Clocks::of).unwrap_or_default();
-    let mut html = String::from("<section><h2>Two clocks</h2><div class=\"clocks\">\n");
-    html.push_str(&panels(record, &clocks).render());
-    html.push_str("<div class=\"card\">");
-    html.push_str(&advice(record, &clocks));
-    html.push_str(&hits("Fit clock", "excess loss", &clocks.fit, short));
     let share = |level: f64| format!("{} %", short(100.0 * level));
-    html.push_str(&hits("Simplicity clock", "excess rank left", &clocks.simple, share));
-    html.push_str(&facts(&clocks));
-    html.push_str("</div></div></section>\n");
-    html
+    let found = [
+        advice(record, &clocks),
+        hits("Fit clock", "excess loss", &clocks.fit, short),
+        hits("Simplicity clock", "excess rank left", &clocks.simple, share),
+        facts(&clocks),
+    ]
+    .concat();
+    let panels = panels(record, &clocks).render();
+    match found.is_empty() {
+        true => format!("<section><h2>Two clocks</h2>\n{panels}</section>\n"),
+        false => format!(
+            "<section><h2>Two clocks</h2><div class=\"clocks\">\n{panels}<div class=\"card\">{found}</div>\
+             </div></section>\n"
+        ),
+    }
 }
 
 /// The cross-entropy of the smoothed labels with themselves, which no net gets below; `None` where the configuration does not say.
@@ -77,6 +83,9 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
     let configured = || record.config.as_deref().and_then(floor_of_loss);
     let floor = Some(clocks.floor).filter(|&floor| floor > 0.0).or_else(configured).unwrap_or(0.0);
     let loss = over_time(&|e| Some(e.train_loss - floor));
+    let steps = record.steps.iter();
+    let trace = steps.map(|step| (step.seconds / unit_seconds, step.loss - floor)).collect();
+    let trace = Line { marks: false, ..unnamed(line("training loss", "trace", trace)) };
     let title = match floor > 0.0 {
         true => {
             format!("Fit: training loss above {} (smoothed labels)", short(floor))
@@ -86,7 +95,7 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
     let fit = Panel {
         title,
         scale: Scale::Log,
-        lines: vec![unnamed(line("training loss", "s0", loss))],
+        lines: vec![trace, unnamed(line("training loss", "s0", loss))],
         marks: marks(&clocks.fit, "s0", &|level| format!("excess loss {}", short(level))),
     };
     let margin = Panel {
