@@ -38,6 +38,9 @@ pub struct Config {
     pub schedule: Schedule,
     /// Batch, budget, reviews and checkpoints.
     pub train: LoopConfig,
+    /// What is measured for the two clocks.
+    #[serde(default)]
+    pub clocks: ClocksConfig,
 }
 
 fn auto() -> String {
@@ -207,6 +210,22 @@ fn checkpoint_seconds() -> f64 {
     30.0
 }
 
+/// What is measured of a run for its two clocks. None of it changes a weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClocksConfig {
+    /// Whether steps and reviews are measured.
+    pub telemetry: bool,
+    /// Training rows of the probe batch, at most.
+    pub probe_rows: usize,
+}
+
+impl Default for ClocksConfig {
+    fn default() -> Self {
+        ClocksConfig { telemetry: true, probe_rows: 512 }
+    }
+}
+
 impl Config {
     /// Reads a configuration file.
     ///
@@ -294,6 +313,9 @@ impl Config {
         {
             let problem = "an `embedding` takes whole numbers: use normalise = \"none\"";
             return refuse("data.normalise", problem.into());
+        }
+        if self.clocks.probe_rows == 0 {
+            return refuse("clocks.probe_rows", "0 rows: a probe looks at one at least".into());
         }
         self.optimizer.validate()?;
         self.schedule.validate()?;

@@ -8,15 +8,19 @@ mod amx_tests;
 mod config;
 mod make;
 mod measure;
+mod probe;
 mod recipes;
 mod run;
 pub mod select;
+mod spectra;
 mod state;
+mod telemetry;
 mod trainer;
 mod watch;
 
 pub use config::{
-    Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
+    ClocksConfig, Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision,
+    SourceConfig,
 };
 pub use measure::{ParameterSums, ProbeFigures, StepFigures, WeightFigures};
 pub use recipes::{RECIPES, recipe};
