@@ -46,6 +46,8 @@ pub(super) struct Times {
     /// A test row in a review, and a review beside its rows.
     pub(super) test_row: Option<f64>,
     pub(super) review_rest: f64,
+    /// A probe.
+    pub(super) probe: f64,
     /// A checkpoint and a report.
     pub(super) checkpoint: Option<f64>,
     pub(super) report: Option<f64>,
@@ -70,7 +72,7 @@ impl Times {
     fn ending(&self, rows: usize, bytes: f64) -> f64 {
         let unmeasured = ENDING_SECONDS + bytes / ENDING_BYTES_PER_S;
         let written = self.checkpoint.zip(self.report).map_or(unmeasured, |(a, b)| a + b);
-        self.review(rows) + written + EXIT_SECONDS
+        self.review(rows) + self.probe + written + EXIT_SECONDS
     }
 }
 
@@ -122,6 +124,24 @@ impl Runner<'_> {
         let ending = self.times.ending(self.test_rows, self.checkpoint_bytes());
         let all = self.config.train.seconds?;
         Some(all - self.elapsed() - ending - self.closing_allowance())
+    }
+
+    /// Whether a review at this moment is the last one, as far as budgets say.
+    fn is_over(&self) -> bool {
+        let limits = &self.config.train;
+        let by_epochs = limits.epochs.is_some_and(|epochs| self.position.epoch >= epochs);
+        by_epochs || self.used_up(limits).is_some()
+    }
+
+    /// Whether a review of which `seconds` are spent looks at the weights too: at the end (of the budget, or as the target is reached), and else where all such looks
+    /// stay within half of the share of reviews.
+    pub(super) fn probe_is_due(&self, seconds: f64, reached: bool) -> bool {
+        let LoopConfig { review_share, .. } = self.config.train;
+        let all = review_share * self.position.seconds_training();
+        let probes = self.position.seconds_probe() + self.times.probe;
+        let reviews = self.position.seconds_review() + seconds + self.times.probe;
+        let over = reached || self.is_over();
+        self.config.clocks.telemetry && (over || (probes <= all / 2.0 && reviews <= all))
     }
 
     /// Seconds that may go into finding out about the net after the last step.

@@ -1,6 +1,6 @@
 //! A look at a trainer's test rows and weight matrices, one by one: for the end of a run.
 
-use super::{REVIEW_ROWS, Trainer};
+use super::{Pass, REVIEW_ROWS, Trainer};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Mode;
@@ -112,7 +112,7 @@ impl Trainer {
                 other => {
                     let mut tape = Tape::new(&self.store);
                     let parameters = self.evaluated();
-                    let (logits, ..) =
+                    let Pass { logits, .. } =
                         self.record_forward(&mut tape, &parameters, &self.test, rows, Mode::Eval)?;
                     tape.output(logits)?;
                     let recording = tape.compile(&self.store)?;

@@ -4,6 +4,7 @@ use super::budget::{Planned, Times};
 use super::closing;
 use super::config::Config;
 use super::loop_config::LoopConfig;
+use super::measure::ProbeFigures;
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
 use super::state::{self, Position};
 use super::trainer::{Review, Trainer};
@@ -160,6 +161,14 @@ impl<'a> Runner<'a> {
         let limits = self.config.train.clone();
         if let Some(reason) = self.ended_before(&limits) {
             return Ok(reason);
+        }
+        if self.config.clocks.telemetry {
+            // Before the first step that is the beginning of the slow clock; after a resumption, what the next probe is
+            // compared with.
+            let probe = self.probe()?;
+            if self.position.step == 0 {
+                self.watch.start(&probe);
+            }
         }
         if limits.seconds.is_some() {
             self.measure_review()?;
@@ -339,6 +348,14 @@ impl<'a> Runner<'a> {
     }
 
     /// Reviews all test rows, or a sample of so many, unless nothing was learned since the last review.
+    /// Looks at the probe batch and the weights, and takes the time of that.
+    fn probe(&mut self) -> Result<ProbeFigures> {
+        let began = Instant::now();
+        let probe = self.trainer.probe()?;
+        self.times.probe = began.elapsed().as_secs_f64();
+        Ok(probe)
+    }
+
     fn review(&mut self, rows: usize, observer: &mut dyn Observer) -> Result<()> {
         if self.last_review == (self.position.step, rows) {
             return Ok(());
@@ -369,11 +386,18 @@ impl<'a> Runner<'a> {
             review_seconds: of_rows,
             extra: sampled.then(|| ("test_rows".to_owned(), rows.into())).into_iter().collect(),
         };
+        let figures = self.trainer.take_figures()?;
+        row.train_acc = figures.as_ref().map(|figures| figures.accuracy);
+        let before_probe = began.elapsed().as_secs_f64();
+        let due = self.probe_is_due(before_probe, reached);
+        let probe = due.then(|| self.probe()).transpose()?;
+        let of_probe = began.elapsed().as_secs_f64() - before_probe;
         let outlook = self.outlook();
-        self.watch.review(&mut row, None, None, outlook);
+        self.watch.review(&mut row, figures.as_ref(), probe.as_ref(), outlook);
         // All that a review finds is part of what it takes.
         row.review_seconds = began.elapsed().as_secs_f64();
-        self.times.review_rest = row.review_seconds - of_rows;
+        self.times.review_rest = row.review_seconds - of_rows - of_probe;
+        self.position.set_seconds_probe(self.position.seconds_probe() + of_probe);
         self.position.set_seconds_review(self.position.seconds_review() + row.review_seconds);
         self.journal.append(row.clone())?;
         self.position.reviewed(accuracy, sampled, self.config.train.plateau);

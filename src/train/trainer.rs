@@ -3,11 +3,14 @@
 #[path = "examine.rs"]
 mod examine;
 
+use super::measure::{ProbeFigures, StepFigures};
+use super::probe::Probe;
+use super::telemetry::Telemetry;
 use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
-use crate::nn::{Bound, Forward, Mode, Module, Parameters};
+use crate::nn::{Bound, Forward, Mode, Module, Noted, Parameters};
 use crate::ops::{self, Recorder, Var};
 use crate::optim::{Between, Optimizer, OptimizerConfig, PolarWeight, Rates, Segment};
 use crate::runs::Environment;
@@ -31,6 +34,10 @@ pub struct TrainOptions {
     pub normalise: NormalisationKind,
     /// How products are computed; weights, loss and optimizer are f32.
     pub precision: Precision,
+    /// Whether steps are measured as they go ([`Trainer::take_figures`]). That changes no weight.
+    pub telemetry: bool,
+    /// Training rows that [`Trainer::probe`] looks at, at most.
+    pub probe_rows: usize,
 }
 
 impl Default for TrainOptions {
@@ -43,6 +50,8 @@ impl Default for TrainOptions {
             optimizer: OptimizerConfig::default(),
             normalise: NormalisationKind::Global,
             precision: Precision::F32,
+            telemetry: false,
+            probe_rows: 512,
         }
     }
 }
@@ -60,12 +69,23 @@ pub struct Review {
 
 /// A data set in device memory, and the rows of it that are visited, in their order.
 #[derive(Clone, Copy)]
-struct Resident {
-    values: Region,
-    labels: Region,
-    order: Region,
-    rows: usize,
-    features: usize,
+pub(super) struct Resident {
+    pub(super) values: Region,
+    pub(super) labels: Region,
+    pub(super) order: Region,
+    pub(super) rows: usize,
+    pub(super) features: usize,
+}
+
+/// A recorded pass of the model over a batch.
+pub(super) struct Pass {
+    /// `[rows, classes]`.
+    pub(super) logits: Var,
+    pub(super) labels: Var,
+    /// The parameters, in their order.
+    parameters: Vec<Var>,
+    /// The layers, in the order of the pass.
+    pub(super) noted: Vec<Noted>,
 }
 
 /// One recording of a step is made for each of these.
@@ -95,12 +115,12 @@ const NO_ROW: u64 = u64::MAX >> 1;
 
 /// A model, its parameters and optimizer, and a data set, on one device.
 pub struct Trainer {
-    store: Store,
+    pub(super) store: Store,
     model: Box<dyn Module>,
-    parameters: Bound,
+    pub(super) parameters: Bound,
     optimizer: Optimizer,
-    options: TrainOptions,
-    train: Resident,
+    pub(super) options: TrainOptions,
+    pub(super) train: Resident,
     test: Resident,
     /// Some rows of the test set.
     sample: Option<Resident>,
@@ -109,7 +129,7 @@ pub struct Trainer {
     row_shape: Vec<usize>,
     classes: usize,
     class_names: Option<Vec<String>>,
-    offset: U64Slot,
+    pub(super) offset: U64Slot,
     epoch: U64Slot,
     steps: Cache<StepKey>,
     /// By order of the rows, and rows of a batch.
@@ -122,6 +142,8 @@ pub struct Trainer {
     /// First row and rows of the updates that are under way, and their losses.
     updates: Vec<(usize, usize)>,
     losses: Vec<f64>,
+    telemetry: Option<Telemetry>,
+    probe: Option<Probe>,
 }
 
 impl Trainer {
@@ -188,6 +210,9 @@ impl Trainer {
         }
         let train = resident(&mut store, "train", &data.train)?;
         let test = resident(&mut store, "test", &data.test)?;
+        let telemetry = options.telemetry;
+        let count = parameters.infos().len();
+        let telemetry = telemetry.then(|| Telemetry::new(&mut store, count)).transpose()?;
         let identity: Vec<u32> = (0..test.rows as u32).collect();
         store.write(test.order, 0, &identity)?;
         let scale = store.upload("scale", &normalisation.scale);
@@ -208,6 +233,8 @@ impl Trainer {
             kept: Vec::new(),
             updates: Vec::new(),
             losses: Vec::new(),
+            telemetry,
+            probe: None,
             store,
             model,
             parameters,
@@ -419,7 +446,7 @@ impl Trainer {
         let mut kept = self.kept.iter();
         self.losses.clear();
         for (number, &(_, rows)) in self.updates.iter().enumerate() {
-            let loss = loss_of(self.options.batch, rows, &mut kept);
+            let loss = loss_of(self.options.batch, rows, &mut kept, self.telemetry.as_mut());
             // What came after it kept nothing.
             kept.by_ref().take(self.optimizer.after(step + number as u64).count()).for_each(drop);
             self.losses.push(loss);
@@ -468,15 +495,44 @@ impl Trainer {
         Ok(None)
     }
 
-    /// Records the model's pass over a batch: its logits [rows, classes] and labels.
-    fn record_forward(
+    /// What the steps said of themselves since this was last called, or the trainer was made; `None` if there
+    /// was no step, or they are not asked ([`TrainOptions::telemetry`]). After a step that was not finite the
+    /// figures may not be either.
+    ///
+    /// # Errors
+    /// None on a CPU.
+    pub fn take_figures(&mut self) -> Result<Option<StepFigures>> {
+        let Trainer { telemetry, store, parameters, .. } = self;
+        match telemetry {
+            Some(telemetry) => telemetry.take(store, parameters.infos()),
+            None => Ok(None),
+        }
+    }
+
+    /// Looks at the model on the probe batch, the first training rows of the data set, and at its weights. Not
+    /// state of a run: what it compares with, and begins from, is the probe before in this process.
+    ///
+    /// # Errors
+    /// Recording fails.
+    pub fn probe(&mut self) -> Result<ProbeFigures> {
+        let mut probe = match self.probe.take() {
+            Some(probe) => probe,
+            None => Probe::new(self)?,
+        };
+        let figures = probe.figures(self);
+        self.probe = Some(probe);
+        figures
+    }
+
+    /// Records the model's pass over a batch.
+    pub(super) fn record_forward(
         &self,
         tape: &mut Tape,
         parameters: &Bound,
         data: &Resident,
         rows: usize,
         mode: Mode,
-    ) -> Result<(Var, Var, Vec<Var>)> {
+    ) -> Result<Pass> {
         let values = tape.persistent("values", data.values, 0, [data.rows, data.features])?;
         let labels = tape.persistent("labels", data.labels, 0, [data.rows])?;
         let order = tape.persistent("order", data.order, 0, [self.store.len(data.order)])?;
@@ -492,6 +548,7 @@ impl Trainer {
         };
         let mut pass = Forward::new(tape, mode, parameters);
         let logits = self.model.forward(&mut pass, inputs)?;
+        let noted = pass.noted().to_vec();
         let read = pass.into_read();
         if read.len() != self.parameters.infos().len() {
             let unread = self
@@ -521,12 +578,13 @@ impl Trainer {
             );
             return Err(Error::config("model.layers", problem));
         }
-        Ok((logits, batch.labels, read.into_iter().map(|(_, var)| var).collect()))
+        let parameters = read.into_iter().map(|(_, var)| var).collect();
+        Ok(Pass { logits, labels: batch.labels, parameters, noted })
     }
 
     fn record_step(&self, key: StepKey) -> Result<Recording> {
         let mut tape = Tape::new(&self.store);
-        let (logits, labels, parameters) =
+        let Pass { logits, labels, parameters, .. } =
             self.record_forward(&mut tape, &self.parameters, &self.train, key.rows, Mode::Train)?;
         let loss = tape.scoped("loss", |tape| {
             ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
@@ -538,11 +596,11 @@ impl Trainer {
         let gradients = tape.vector_jacobian(&[(loss.loss, upstream)], &parameters)?;
         let (weights, region) = (self.parameters.weights(), self.parameters.gradients());
         let guard = Some(loss.loss);
-        let mut norm = None;
+        let mut update = None;
         if key.first && key.last {
             let recorded =
                 self.optimizer.record_from(&mut tape, weights, region, &gradients, guard)?;
-            norm = recorded.norm;
+            update = Some(recorded);
         } else {
             for (info, gradient) in self.parameters.infos().iter().zip(gradients) {
                 if key.first {
@@ -554,12 +612,21 @@ impl Trainer {
                 }
             }
             if key.last {
-                norm = self.optimizer.record(&mut tape, weights, region, guard)?.norm;
+                update = Some(self.optimizer.record(&mut tape, weights, region, guard)?);
             }
         }
+        // Kept in this order: see `loss_of`.
         tape.stop_on(loss.loss)?;
-        if let Some(norm) = norm {
-            tape.stop_on(norm)?;
+        if self.telemetry.is_some() {
+            Telemetry::record_batch(&mut tape, &loss)?;
+        }
+        if let Some(update) = update {
+            if let Some(norm) = update.norm {
+                tape.stop_on(norm)?;
+            }
+            if let Some(telemetry) = &self.telemetry {
+                telemetry.record_update(&mut tape, update.statistics)?;
+            }
         }
         tape.compile(&self.store)
     }
@@ -567,7 +634,7 @@ impl Trainer {
     fn record_review(&self, data: &Resident, rows: usize) -> Result<(Recording, Var)> {
         let mut tape = Tape::new(&self.store);
         let parameters = self.evaluated();
-        let (logits, labels, _) =
+        let Pass { logits, labels, .. } =
             self.record_forward(&mut tape, &parameters, data, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
@@ -663,19 +730,33 @@ fn parts(batch: usize, rows: usize) -> impl Iterator<Item = (StepKey, usize)> {
     })
 }
 
-/// The loss of an update of `rows` rows from what its batches kept: loss, and norm of the gradients.
-fn loss_of<'a>(batch: usize, rows: usize, kept: &mut impl Iterator<Item = &'a [f32; KEPT]>) -> f64 {
+/// The loss of an update of `rows` rows from what its batches kept: loss, statistics where there is
+/// telemetry, and norm of the gradients.
+fn loss_of<'a>(
+    batch: usize,
+    rows: usize,
+    kept: &mut impl Iterator<Item = &'a [f32; KEPT]>,
+    mut telemetry: Option<&mut Telemetry>,
+) -> f64 {
+    let norm_at = if telemetry.is_some() { Telemetry::NORM_AT } else { 1 };
     let mut total = 0.0;
-    for ((key, _), [loss, norm, ..]) in parts(batch, rows).zip(kept) {
+    for ((key, _), kept) in parts(batch, rows).zip(kept) {
+        let (loss, norm) = (kept[0], kept[norm_at]);
         // The optimizer skipped this update; a run that skips all of them is not a run. (The norm is
         // 0 where there is none.)
         if !norm.is_finite() {
             return f64::NAN;
         }
-        total += f64::from(*loss) * (key.rows as f64 / key.total as f64);
+        total += f64::from(loss) * (key.rows as f64 / key.total as f64);
         if !loss.is_finite() {
-            return f64::from(*loss);
+            return f64::from(loss);
         }
+        if let Some(telemetry) = &mut telemetry {
+            telemetry.add_batch(key.rows, kept);
+        }
+    }
+    if let Some(telemetry) = telemetry {
+        telemetry.add_update();
     }
     total
 }
