@@ -219,6 +219,9 @@ impl Watch {
     /// Takes the weights as they are before the first step.
     pub(super) fn start(&mut self, probe: &ProbeFigures) {
         self.start_rank = mean_rank(probe).filter(|&rank| rank > 1.0);
+        if self.start_rank.is_some() {
+            self.excess = Series::new([Point { step: 0.0, seconds: 0.0, value: 1.0 }]);
+        }
     }
 
     /// Takes account of a review, adds what the clocks say to its row, and advises.
