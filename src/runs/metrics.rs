@@ -182,7 +182,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn flush(&mut self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io("write", &self.path, e))
+        atomic::sync_data(&self.file).map_err(|e| Error::io("write", &self.path, e))
     }
 
     /// Drops the rows of steps after `step`, and every [`Done`]: a run that is resumed from the

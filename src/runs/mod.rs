@@ -33,6 +33,7 @@ pub mod report;
 pub mod settings;
 pub mod time;
 
+pub use atomic::without_sync;
 pub use checkpoint::Checkpoint;
 pub use clocks::Clocks;
 pub use closing::Closing;

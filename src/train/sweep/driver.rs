@@ -8,12 +8,11 @@ use super::journal::{Begun, Ended, Event, Journal, Plan, Ranked, Tried, used};
 use super::page;
 use super::rung::{Over, Work, side_by_side};
 use super::state::{State, key};
-use super::trial::{Costs, candidates, fastest, shortened, speed, total_steps};
+use super::trial::{Costs, candidates, fastest, shortened, speed};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::runs::time::Utc;
 use crate::runs::{RunFolder, render, replace_file};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -87,7 +86,7 @@ pub fn resume(
     let used = used(&events);
     let sweep = Sweep::read(&file, None, seconds.map(|seconds| used + seconds))?;
     let state = State::of(events);
-    let complete = state.as_ref().is_some_and(|state| state.complete(seeds(&sweep)));
+    let complete = state.as_ref().is_some_and(|state| state.complete(sweep.base.seed));
     if !complete && used >= sweep.seconds {
         let problem = format!("its {} s are used up: give it more with --time", sweep.seconds);
         return Err(Error::data(folder, "time", problem));
@@ -126,10 +125,6 @@ fn create(root: &Path, recipe: &str) -> Result<PathBuf> {
     let runs = folder.join(RUNS);
     std::fs::create_dir(&runs).map_err(|e| Error::io("create", runs, e))?;
     Ok(folder)
-}
-
-fn seeds(sweep: &Sweep) -> Range<u64> {
-    sweep.base.seed..sweep.base.seed.saturating_add(sweep.seeds as u64)
 }
 
 /// What a sweep needs to make runs.
@@ -243,7 +238,7 @@ impl<'a> Driver<'a> {
         // Runs that time alone bounds may be as short as a trial.
         let shortest = |point: &super::grid::Point| {
             let rows = self.data(&point.config).train.rows();
-            match (total_steps(&point.config, rows), point.config.train.seconds) {
+            match (point.config.train.total_steps(rows), point.config.train.seconds) {
                 (Some(steps), _) => LEAST_STEPS / steps as f64,
                 (None, all) => all.map_or(1.0, |all| TRIAL.1 / all),
             }
@@ -252,9 +247,8 @@ impl<'a> Driver<'a> {
         let left = self.sweep.seconds - self.seconds();
         let rungs = plan(settings, self.sweep.keep, least, cost, crew, left).map_err(|needed| {
             let problem = format!(
-                "{} s are too short for {} runs in the first rung: it takes about {:.1} s",
+                "{} s are too short for {settings} settings: it takes about {:.1} s",
                 self.sweep.seconds,
-                settings * crew.seeds,
                 1.05 * (needed + self.seconds()),
             );
             Error::config("sweep.time", problem)
@@ -314,7 +308,7 @@ impl Going<'_, '_> {
                 if self.driver.stop.load(Ordering::Relaxed) {
                     break "interrupted";
                 }
-                if !self.state.missing(&rung, seeds(&self.driver.sweep)).is_empty() {
+                if !self.state.missing(&rung, self.driver.sweep.base.seed).is_empty() {
                     break "time";
                 }
             }
@@ -358,12 +352,18 @@ impl Going<'_, '_> {
         };
         let number = self.state.begun.len();
         let seconds = self.driver.seconds();
-        self.say(Event::Rung(Begun { rung: number, share: rung.share, points, seconds }))
+        self.say(Event::Rung(Begun {
+            rung: number,
+            share: rung.share,
+            seeds: rung.seeds,
+            points,
+            seconds,
+        }))
     }
 
     /// Makes the runs of a rung that are missing, until the time is over.
     fn train(&mut self, rung: &Begun) -> Result<()> {
-        let tasks = self.state.missing(rung, seeds(&self.driver.sweep));
+        let tasks = self.state.missing(rung, self.driver.sweep.base.seed);
         let Plan { mut workers, mut threads, .. } = self.state.plan;
         if self.driver.may_choose && self.driver.sweep.base.threads == 0 && tasks.len() < workers {
             // A few runs have the machine to themselves.

@@ -205,7 +205,9 @@ fn dotted(table: &Table, inner: &dyn Fn(&Value) -> bool) -> Vec<(String, Value)>
 
 /// Whether a table says what a key takes, and is not one of keys.
 fn is_range(value: &Value) -> bool {
-    value.as_table().is_some_and(|table| table.contains_key("log") || table.contains_key("linear"))
+    let says =
+        |table: &Table| ["log", "linear", "count"].iter().any(|key| table.contains_key(*key));
+    value.as_table().is_some_and(says)
 }
 
 /// All settings: every value of each key with every one of the others; the last key changes fastest.

@@ -1,7 +1,7 @@
 //! Successive halving as arithmetic: which rungs fit into a time, and who goes on.
 //!
 //! All settings are trained for a share of the run, the best of them for a larger share, and so on, until the last are
-//! trained in full. Source: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter
+//! trained in full. A rung of a third of the run takes a third of the seeds, too. Source: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter
 //! optimization", 2016.
 
 use serde::{Deserialize, Serialize};
@@ -13,11 +13,13 @@ const FILLED: f64 = 0.9;
 /// How many times as long as before a setting is trained at least, where there is not the time to train it in full.
 const WORTH_IT: f64 = 1.5;
 
-/// One rung: so many settings, each trained for that share of the run.
+/// One rung: so many settings, each trained with so many seeds for that share of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rung {
     /// Settings.
     pub settings: usize,
+    /// Runs of each.
+    pub seeds: usize,
     /// Share of the run, above 0 and up to 1.
     pub share: f64,
 }
@@ -31,10 +33,23 @@ pub struct Cost {
     pub full: f64,
 }
 
-/// How many runs there are of a setting, and how many at once.
+impl Rung {
+    /// A rung for a share of the run, and of the `seeds`.
+    fn new(settings: usize, share: f64, seeds: usize) -> Rung {
+        let seeds = ((seeds as f64 * share - 1e-9).ceil() as usize).max(1);
+        Rung { settings, seeds, share }
+    }
+
+    /// Its runs.
+    pub fn runs(&self) -> usize {
+        self.settings * self.seeds
+    }
+}
+
+/// How many runs a setting has in the end, and how many are made at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Crew {
-    /// Runs of each setting.
+    /// Runs of each setting that is trained in full.
     pub seeds: usize,
     /// Runs side by side.
     pub workers: usize,
@@ -49,17 +64,17 @@ pub fn survivors(settings: usize, keep: f64) -> usize {
 /// Seconds that rungs take.
 pub fn seconds(rungs: &[Rung], cost: Cost, crew: Crew) -> f64 {
     let rung = |rung: &Rung| {
-        let turns = (rung.settings * crew.seeds).div_ceil(crew.workers);
+        let turns = rung.runs().div_ceil(crew.workers);
         turns as f64 * (cost.fixed + rung.share * cost.full)
     };
     rungs.iter().map(rung).sum()
 }
 
-/// The rungs with the fewest halvings that fit into a time; with `keep` = 1 there is one. Where none fit,
-/// those with the most, with shares as much smaller as it takes.
+/// The rungs with the fewest halvings that fit into a time, none shorter than the share `least`; with `keep` = 1 there is
+/// one. Where none fit, those with the most, with shares as much smaller as it takes.
 ///
 /// # Errors
-/// The first rung would be shorter than the share `least`: the seconds that it takes at least.
+/// The first rung would be shorter than `least`: the seconds that it takes at least.
 pub fn plan(
     settings: usize,
     keep: f64,
@@ -73,13 +88,14 @@ pub fn plan(
         let halvings = counts.len() - 1;
         let share = |rung: usize| keep.powi((halvings - rung) as i32);
         let rungs: Vec<Rung> = (0..counts.len())
-            .map(|rung| Rung { settings: counts[rung], share: share(rung) })
+            .map(|rung| Rung::new(counts[rung], share(rung).max(least), crew.seeds))
             .collect();
         if seconds(&rungs, cost, crew) <= FILLED * budget {
             return Ok(rungs);
         }
         let last = counts[halvings];
-        if keep == 1.0 || last == 1 || share(0) * keep < least {
+        // A rung as short as that before it would tell nothing new.
+        if keep == 1.0 || last == 1 || share(0) <= least {
             return shrunk(rungs, least, cost, crew, budget);
         }
         counts.push(survivors(last, keep));
@@ -122,7 +138,7 @@ pub fn again(
         let mut count = settings;
         let mut rungs = Vec::with_capacity(left.len());
         for rung in left {
-            rungs.push(Rung { settings: count, share: rung.share });
+            rungs.push(Rung { settings: count, ..*rung });
             count = survivors(count, keep).min(count);
         }
         // With one left there is nothing to choose, and it goes to the last rung at once.
@@ -131,11 +147,11 @@ pub fn again(
             return rungs;
         }
     }
-    let turns = crew.seeds.div_ceil(crew.workers) as f64;
+    let turns = last.seeds.div_ceil(crew.workers) as f64;
     let share = ((seconds_left / turns - cost.fixed) / cost.full).min(last.share);
     // In full, or for so much longer that it is worth a run.
     let longer = share >= last.share || share > WORTH_IT * trained;
-    if longer { vec![Rung { settings: 1, share }] } else { Vec::new() }
+    if longer { vec![Rung { settings: 1, share, ..*last }] } else { Vec::new() }
 }
 
 fn without_lonely(mut rungs: Vec<Rung>) -> Vec<Rung> {
@@ -208,10 +224,14 @@ mod tests {
         rungs.iter().map(|rung| rung.settings).collect()
     }
 
+    fn rung(settings: usize, share: f64) -> Rung {
+        Rung { settings, seeds: 1, share }
+    }
+
     #[test]
     fn halving_is_as_mild_as_the_time_allows() {
         let plan = |budget| plan(18, THIRD, 0.01, SECOND, ONE, budget).unwrap();
-        assert_eq!(plan(21.0), [Rung { settings: 18, share: 1.0 }]);
+        assert_eq!(plan(21.0), [rung(18, 1.0)]);
         let two = plan(14.0);
         assert_eq!(counts(&two), [18, 6]);
         assert!((two[0].share - THIRD).abs() < 1e-12 && two[1].share == 1.0);
@@ -222,6 +242,24 @@ mod tests {
         let shorter = plan(2.0);
         assert_eq!(counts(&shorter), [18, 6, 2, 1]);
         assert!(shorter[3].share < 0.7 && seconds(&shorter, SECOND, ONE) <= 1.8 + 1e-9);
+    }
+
+    #[test]
+    fn no_rung_is_shorter_than_the_least() {
+        let rungs = plan(18, THIRD, 0.06, SECOND, ONE, 4.5).unwrap();
+        assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2, 1], 0.06));
+        let rungs = plan(18, THIRD, 0.2, SECOND, ONE, 6.7).unwrap();
+        assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2], 0.2));
+        // A share of 0.2 is the shortest, and so there are no more rungs.
+        assert!(plan(18, THIRD, 0.2, SECOND, ONE, 3.0).is_err());
+    }
+
+    #[test]
+    fn a_share_of_the_run_takes_a_share_of_the_seeds() {
+        let crew = Crew { seeds: 5, workers: 1 };
+        let rungs = plan(18, THIRD, 0.01, SECOND, crew, 25.0).unwrap();
+        let seeds: Vec<usize> = rungs.iter().map(|rung| rung.seeds).collect();
+        assert_eq!((counts(&rungs), seeds), (vec![18, 6, 2], vec![1, 2, 5]));
     }
 
     #[test]
@@ -240,7 +278,7 @@ mod tests {
     #[test]
     fn workers_share_the_runs() {
         let crew = Crew { seeds: 3, workers: 2 };
-        let rungs = [Rung { settings: 3, share: 0.5 }];
+        let rungs = [Rung { settings: 3, seeds: 3, share: 0.5 }];
         assert_eq!(seconds(&rungs, Cost { fixed: 0.25, full: 1.0 }, crew), 5.0 * 0.75);
         assert_eq!(survivors(18, THIRD), 6);
         assert_eq!(survivors(2, 0.9), 1);
@@ -250,17 +288,14 @@ mod tests {
 
     #[test]
     fn what_is_left_is_cut_to_the_time() {
-        let left = [Rung { settings: 6, share: THIRD }, Rung { settings: 2, share: 1.0 }];
+        let left = [rung(6, THIRD), rung(2, 1.0)];
         let again = |seconds| again(&left, 1.0 / 9.0, THIRD, SECOND, ONE, seconds);
         assert_eq!(again(4.1), left);
         assert_eq!(counts(&again(3.7)), [5, 2]);
-        assert_eq!(counts(&again(2.0)), [3, 1]);
-        assert_eq!(
-            again(1.7),
-            [Rung { settings: 2, share: THIRD }, Rung { settings: 1, share: 1.0 }]
-        );
-        assert_eq!(again(1.1), [Rung { settings: 1, share: 1.0 }]);
-        assert_eq!(again(0.5), [Rung { settings: 1, share: 0.5 }]);
+        assert_eq!(counts(&again(2.01)), [3, 1]);
+        assert_eq!(again(1.7), [rung(2, THIRD), rung(1, 1.0)]);
+        assert_eq!(again(1.1), [rung(1, 1.0)]);
+        assert_eq!(again(0.5), [rung(1, 0.5)]);
         assert_eq!(again(0.15), [], "it was trained for 0.11 already");
         assert_eq!(again(0.1), []);
     }

@@ -35,7 +35,7 @@ pub struct Plan {
     pub sweep: PathBuf,
     /// Settings of the grid.
     pub settings: usize,
-    /// Runs of each.
+    /// Runs of each that is trained in full.
     pub seeds: usize,
     /// Runs side by side.
     pub workers: usize,
@@ -71,6 +71,8 @@ pub struct Begun {
     pub rung: usize,
     /// Share of the run that each setting is trained for.
     pub share: f64,
+    /// Runs of each.
+    pub seeds: usize,
     /// The settings, by their place in the grid.
     pub points: Vec<usize>,
     /// Seconds since the sweep began.

@@ -24,7 +24,7 @@ pub(super) fn page(state: &State, ranked: &[Ranked], reason: &str, seconds: f64)
          Settings are chosen by the test set: the best figure of many is better than that setting is. Seconds are \
          those of runs side by side; one alone on the machine may take fewer.",
     );
-    page.charts(&[chart(state)]);
+    page.charts(&charts(state));
     page.table("Settings", &columns(), &rows(ranked));
     page.html()
 }
@@ -34,7 +34,7 @@ fn percent(share: f64) -> String {
 }
 
 fn columns() -> Vec<String> {
-    ["", "setting", "accuracy", "loss", "training", "share of the run", "run"]
+    ["setting", "accuracy", "loss", "training", "share of the run", "run"]
         .map(str::to_owned)
         .to_vec()
 }
@@ -45,8 +45,7 @@ fn rows(ranked: &[Ranked]) -> Vec<Vec<String>> {
         let loss =
             if one.test_loss.is_nan() { "–".into() } else { format!("{:.4}", one.test_loss) };
         vec![
-            one.rank.to_string(),
-            one.setting.clone(),
+            format!("{}. {}", one.rank, one.setting),
             format!("{}{spread}", percent(one.test_acc)),
             loss,
             format!("{:.3} s", one.seconds_training),
@@ -57,18 +56,34 @@ fn rows(ranked: &[Ranked]) -> Vec<Vec<String>> {
     ranked.iter().map(row).collect()
 }
 
-/// Accuracy of every run against its seconds, and the front that none is beyond.
-fn chart(state: &State) -> Chart {
-    let runs: Vec<&Trained> = state.trained.iter().filter(|run| run.test_acc.is_finite()).collect();
+/// Accuracy and loss of every run against its seconds, with the front of accuracy that none is beyond.
+fn charts(state: &State) -> [Chart; 2] {
+    let ended: Vec<&Trained> =
+        state.trained.iter().filter(|run| run.test_acc.is_finite()).collect();
     let points: Vec<(f64, f64)> =
-        runs.iter().map(|run| (run.seconds_training, run.test_acc)).collect();
+        ended.iter().map(|run| (run.seconds_training, run.test_acc)).collect();
     let front: Vec<(f64, f64)> = pareto(&points).into_iter().map(|at| points[at]).collect();
-    let mut lines = vec![Line { marks: false, ..Line::new("Pareto front", 3, front) }];
+    let mut accuracy = vec![Line { marks: false, ..Line::new("Pareto front", 3, front) }];
+    accuracy.extend(marks(state, &ended, &|run| run.test_acc));
+    let loss = marks(state, &ended, &|run| run.test_loss);
+    let chart = |title: &str, y_label: &str, scale, lines| {
+        let (title, y_label) = (title.to_owned(), y_label.to_owned());
+        Chart { title, y_label, x_label: "seconds of training".to_owned(), scale, lines }
+    };
+    [
+        chart("Accuracy against seconds", "log scale of the error", Scale::Share, accuracy),
+        chart("Test loss against seconds", "nats, log scale", Scale::Log, loss),
+    ]
+}
+
+/// A line for each run, so that each mark says its setting; in the colour of its rung.
+fn marks(state: &State, runs: &[&Trained], value: &dyn Fn(&Trained) -> f64) -> Vec<Line> {
+    let mut lines = Vec::new();
     for rung in &state.begun {
-        // A line for each run, so that each mark says its setting.
-        let of_rung = runs.iter().zip(&points).filter(|(run, _)| run.task.rung == rung.rung);
-        for (n, (run, point)) in of_rung.enumerate() {
-            let line = Line::new("", [0, 1, 2, 4, 5][rung.rung % 5], vec![*point]);
+        let of_rung = runs.iter().filter(|run| run.task.rung == rung.rung);
+        for (n, run) in of_rung.enumerate() {
+            let point = (run.seconds_training, value(run));
+            let line = Line::new("", [0, 1, 2, 4, 5][rung.rung % 5], vec![point]);
             let name = match n {
                 0 => format!("{:.0} % of the run", 100.0 * rung.share),
                 _ => String::new(),
@@ -76,11 +91,5 @@ fn chart(state: &State) -> Chart {
             lines.push(Line { name, title: run.setting.clone(), ..line });
         }
     }
-    Chart {
-        title: "Accuracy against seconds".into(),
-        y_label: "log scale of the error".into(),
-        x_label: "seconds of training".into(),
-        scale: Scale::Share,
-        lines,
-    }
+    lines
 }

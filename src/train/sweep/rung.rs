@@ -6,7 +6,7 @@ use super::super::run::{resume, run_on};
 use super::journal::{Task, Trained};
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::runs::{Done, Epoch, Record, RunFolder};
+use crate::runs::{Done, Epoch, Record, RunFolder, without_sync};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -65,7 +65,8 @@ pub(super) fn side_by_side(
                     // A worker that panicked left the queue as it was.
                     let next = queue.lock().unwrap_or_else(|e| e.into_inner()).pop_front();
                     let Some(work) = next else { break };
-                    let over = make(work, root, &sender, halt).unwrap_or_else(Over::Failed);
+                    let over = without_sync(|| make(work, root, &sender, halt));
+                    let over = over.unwrap_or_else(Over::Failed);
                     let _ = sender.send(over);
                 }
             });

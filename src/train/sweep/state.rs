@@ -63,17 +63,18 @@ impl State {
     }
 
     /// Runs of a rung that did not come to their end, by seed and then by setting: so that the first seeds of all settings come first.
-    pub fn missing(&self, rung: &Begun, seeds: std::ops::Range<u64>) -> Vec<Task> {
+    pub fn missing(&self, rung: &Begun, first_seed: u64) -> Vec<Task> {
         let done = |task: &Task| self.trained.iter().any(|run| key(&run.task) == key(task));
         let task = |seed, &point: &usize| Task { rung: rung.rung, point, seed, run: String::new() };
         let of_seed = |seed| rung.points.iter().map(move |point| task(seed, point));
+        let seeds = first_seed..first_seed.saturating_add(rung.seeds as u64);
         seeds.flat_map(of_seed).filter(|task| !done(task)).collect()
     }
 
     /// Whether nothing is left to do.
-    pub fn complete(&self, seeds: std::ops::Range<u64>) -> bool {
+    pub fn complete(&self, first_seed: u64) -> bool {
         let last = self.begun.last();
-        self.left().is_empty() && last.is_some_and(|rung| self.missing(rung, seeds).is_empty())
+        self.left().is_empty() && last.is_some_and(|rung| self.missing(rung, first_seed).is_empty())
     }
 
     /// The runs of a setting in a rung that came to their end.
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     fn plan() -> Plan {
-        let rung = |settings, share| Rung { settings, share };
+        let rung = |settings, share| Rung { settings, seeds: 2, share };
         Plan {
             sweep: "here".into(),
             settings: 4,
@@ -161,7 +162,7 @@ mod tests {
     }
 
     fn begun(rung: usize, share: f64, points: &[usize]) -> Event {
-        Event::Rung(Begun { rung, share, points: points.to_vec(), seconds: 1.0 })
+        Event::Rung(Begun { rung, share, seeds: 2, points: points.to_vec(), seconds: 1.0 })
     }
 
     fn task(rung: usize, point: usize, seed: u64) -> Task {
@@ -197,7 +198,7 @@ mod tests {
         }
         let after = |events: &[Event]| State::of(events.to_vec()).unwrap();
         let state = after(&events);
-        assert!(!state.complete(7..9) && state.missing(&state.begun[0], 7..9).is_empty());
+        assert!(!state.complete(7) && state.missing(&state.begun[0], 7).is_empty());
         assert_eq!(state.order(&state.begun[0]), [1, 3, 0, 2]);
         assert_eq!(state.left().len(), 2);
 
@@ -207,7 +208,7 @@ mod tests {
             Event::Began(task(1, 1, 7)),
         ]);
         let state = after(&events);
-        let missing: Vec<Key> = state.missing(&state.begun[1], 7..9).iter().map(key).collect();
+        let missing: Vec<Key> = state.missing(&state.begun[1], 7).iter().map(key).collect();
         assert_eq!(missing, [(1, 1, 7), (1, 1, 8), (1, 3, 8)]);
         assert_eq!(state.open[&(1, 1, 7)], "run-1-1-7");
         let ranked = state.ranked();
@@ -224,9 +225,9 @@ mod tests {
         }
         events.extend([begun(2, 0.9, &[3]), trained(2, 3, 7, 0.96), trained(2, 3, 8, 0.96)]);
         // Cut short by the time: with more of it, it goes on.
-        assert!(!after(&events).complete(7..9));
+        assert!(!after(&events).complete(7));
         events.extend([begun(3, 1.0, &[3]), trained(3, 3, 7, 0.96), trained(3, 3, 8, 0.96)]);
-        assert!(after(&events).complete(7..9));
+        assert!(after(&events).complete(7));
         // Every line reads back as it was written.
         let lines: Vec<String> = events.iter().map(Event::to_json).collect();
         let back: Vec<Event> = lines.iter().map(|l| serde_json::from_str(l).unwrap()).collect();

@@ -1,7 +1,6 @@
 //! How fast runs are side by side, and how fast alone: a short trial.
 
 use super::super::config::Config;
-use super::super::loop_config::LoopConfig;
 use super::super::make::trainer;
 use super::halving::Cost;
 use super::journal::Tried;
@@ -101,21 +100,13 @@ pub(super) fn fastest(tried: &[Tried]) -> Tried {
     best
 }
 
-/// All steps of a run on so many rows, where steps or epochs bound it.
-pub(super) fn total_steps(config: &Config, rows: usize) -> Option<u64> {
-    let LoopConfig { batch, accumulate, epochs, steps, .. } = config.train;
-    let an_epoch = rows.div_ceil(batch.saturating_mul(accumulate)) as u64;
-    let by_epochs = epochs.map(|epochs| epochs.saturating_mul(an_epoch));
-    by_epochs.into_iter().chain(steps).min()
-}
-
 /// The run, for a share of its length: with a whole schedule of its own.
 pub(super) fn shortened(config: &Config, share: f64, rows: usize) -> Config {
     let mut config = config.clone();
     if share < 1.0 {
         let train = &mut config.train;
         train.seconds = train.seconds.map(|seconds| seconds * share);
-        if let Some(total) = total_steps(&config, rows) {
+        if let Some(total) = config.train.total_steps(rows) {
             let steps = (total as f64 * share).ceil().max(1.0) as u64;
             (config.train.epochs, config.train.steps) = (None, Some(steps));
         }
@@ -166,7 +157,7 @@ impl Costs {
         for (config, rows) in runs {
             let known = self.timed.get(&Self::kind(config)).map(rest);
             let (step, build) = known.unwrap_or((sum / timed, build / timed));
-            let by_steps = total_steps(config, rows).map(|steps| steps as f64 * step);
+            let by_steps = config.train.total_steps(rows).map(|steps| steps as f64 * step);
             let by_time = config.train.seconds;
             // Reviews come on top of the steps.
             let reviews = 1.0 + config.train.review_share.min(MOST_REVIEWED);
@@ -181,5 +172,57 @@ impl Costs {
 impl Speed {
     pub fn tried(&self, (workers, threads): (usize, usize)) -> Tried {
         Tried { workers, threads, steps_per_s: self.steps_per_s }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::recipes::recipe;
+    use super::*;
+
+    #[test]
+    fn fewer_threads_for_more_runs() {
+        assert_eq!(candidates(1), [(1, 1)]);
+        assert_eq!(candidates(2), [(1, 2), (2, 1)]);
+        assert_eq!(candidates(6), [(1, 6), (2, 3), (6, 1)]);
+        let tried = |workers, steps_per_s| Tried { workers, threads: 1, steps_per_s };
+        assert_eq!(fastest(&[tried(1, 100.0), tried(2, 101.0)]).workers, 1);
+        assert_eq!(fastest(&[tried(1, 100.0), tried(2, 150.0), tried(4, 140.0)]).workers, 2);
+    }
+
+    #[test]
+    fn a_shorter_run_is_a_whole_one_of_fewer_steps() {
+        let mut config = recipe("digits").unwrap();
+        // 23 steps an epoch, 40 epochs.
+        assert_eq!(config.train.total_steps(1437), Some(920));
+        let third = shortened(&config, 1.0 / 3.0, 1437);
+        assert_eq!((third.train.epochs, third.train.steps), (None, Some(307)));
+        assert_eq!(third.schedule, config.schedule);
+        assert_eq!(shortened(&config, 1.0, 1437), config);
+        config.train.steps = Some(100);
+        assert_eq!(shortened(&config, 0.5, 1437).train.steps, Some(50));
+        assert_eq!(shortened(&config, 1e-9, 1437).train.steps, Some(1));
+        (config.train.epochs, config.train.steps, config.train.seconds) = (None, None, Some(8.0));
+        let shorter = shortened(&config, 0.25, 1437).train;
+        assert_eq!((shorter.seconds, shorter.steps), (Some(2.0), None));
+    }
+
+    #[test]
+    fn costs_follow_steps_and_kinds() {
+        let config = recipe("digits").unwrap();
+        let mut other = config.clone();
+        other.train.batch = 128;
+        let mut rate = config.clone();
+        rate.optimizer.rate = 1.0;
+        let mut costs = Costs::default();
+        costs.set(&config, Speed { steps_per_s: 920.0, build: 0.5 });
+        assert!(costs.wants(&other) && !costs.wants(&rate));
+        let cost = costs.mean([(&rate, 1437)].into_iter(), 2);
+        let reviews = 1.0 + config.train.review_share.min(MOST_REVIEWED);
+        assert!((cost.full - 2.0 * reviews).abs() < 1e-9, "two side by side: {}", cost.full);
+        assert!((cost.fixed - 0.5 - REST_SECONDS).abs() < 1e-12);
+        // One of another kind counts as the mean of those that are known, and has 480 steps.
+        let cost = costs.mean([(&config, 1437), (&other, 1437)].into_iter(), 1);
+        assert!((cost.full - reviews * (920.0 + 480.0) / 920.0 / 2.0).abs() < 1e-9);
     }
 }
