@@ -5,6 +5,7 @@
 //! over the time of a step, is a number of steps, and each step moves the schedule by its share of what is left
 //! of it. So the schedule has neither jumps nor an end that is cut off, however the speed changes.
 
+use super::closing;
 use super::loop_config::LoopConfig;
 use super::observer::Reason;
 use super::runner::Runner;
@@ -26,6 +27,9 @@ const ENDING_BYTES_PER_S: f64 = 4e8;
 const EXIT_SECONDS: f64 = 0.004;
 /// Largest share of a time that measuring its end may take.
 const REHEARSAL_SHARE: f64 = 0.03;
+
+/// Share of a time that is kept for what is found out about the net after the last step.
+const CLOSING_SHARE: f64 = 0.01;
 
 /// Test rows of a review that is not of all of them.
 const SAMPLE_ROWS: usize = 2048;
@@ -115,8 +119,16 @@ impl Runner<'_> {
 
     /// Seconds that are left for steps, where time bounds the run.
     pub(super) fn seconds_left(&self) -> Option<f64> {
-        let kept_back = self.times.ending(self.test_rows, self.checkpoint_bytes());
-        self.config.train.seconds.map(|all| all - self.elapsed() - kept_back)
+        let ending = self.times.ending(self.test_rows, self.checkpoint_bytes());
+        let all = self.config.train.seconds?;
+        Some(all - self.elapsed() - ending - self.closing_allowance())
+    }
+
+    /// Seconds that may go into finding out about the net after the last step.
+    pub(super) fn closing_allowance(&self) -> f64 {
+        let LoopConfig { seconds, review_share, .. } = self.config.train;
+        let usual = closing::allowance(review_share, self.position.seconds_training());
+        seconds.map_or(usual, |all| usual.min(CLOSING_SHARE * all))
     }
 
     fn checkpoint_bytes(&self) -> f64 {

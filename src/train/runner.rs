@@ -1,6 +1,7 @@
 //! The loop of a run: steps, reviews, checkpoints, and its end.
 
 use super::budget::{Planned, Times};
+use super::closing;
 use super::config::Config;
 use super::loop_config::LoopConfig;
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
@@ -10,7 +11,7 @@ use super::watch::Watch;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::optim::Rates;
-use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, render};
+use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, nearest, render};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -93,7 +94,8 @@ impl<'a> Runner<'a> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Outcome> {
-        observer.started(&self.describe()?);
+        let shown = observer.shows_nearest();
+        observer.started(&self.describe(shown)?);
         let ended = self.run_steps(observer, stop).and_then(|reason| {
             // What no budget says has to be kept, for a run that is resumed.
             let found = matches!(reason, Reason::Plateau | Reason::Advice);
@@ -111,13 +113,16 @@ impl<'a> Runner<'a> {
                 return Err(error);
             }
         };
+        if reason != Reason::Interrupted && observer.wants_report() {
+            self.close()?;
+        }
         let done = self.finish(reason.name(), observer)?;
         let missed_target = self.config.train.target_acc.is_some()
             && !matches!(reason, Reason::Target | Reason::Interrupted);
         Ok(Outcome { reason, done, missed_target })
     }
 
-    fn describe(&mut self) -> Result<Started> {
+    fn describe(&mut self, nearest_shown: usize) -> Result<Started> {
         let (rows, steps_per_epoch) = (self.trainer.rows(), self.trainer.steps_per_epoch());
         let device = self.trainer.store().device();
         let device = format!(
@@ -144,6 +149,10 @@ impl<'a> Runner<'a> {
                 .contraction_left
                 .map(|left| self.watch.contraction() + left),
             resumed_at: self.position.step,
+            nearest: match self.position.step {
+                0 => nearest(&self.folder, nearest_shown),
+                _ => Vec::new(),
+            },
         })
     }
 
@@ -420,6 +429,13 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
+    /// Writes down what its share of the time allows to find out about the net that was trained.
+    fn close(&mut self) -> Result<()> {
+        let allowance = self.closing_allowance();
+        let (step, seconds) = (self.position.step, self.times.step);
+        closing::close(&mut self.trainer, step, seconds, allowance)?.write(&self.folder)
+    }
+
     fn finish(&mut self, reason: &str, observer: &mut dyn Observer) -> Result<Done> {
         let done = Done {
             reason: reason.to_owned(),
@@ -434,7 +450,9 @@ impl<'a> Runner<'a> {
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
-        self.render()?;
+        if observer.wants_report() {
+            self.render()?;
+        }
         observer.done(&done);
         Ok(done)
     }

@@ -1,5 +1,8 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
+#[path = "examine.rs"]
+mod examine;
+
 use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
@@ -105,11 +108,13 @@ pub struct Trainer {
     shift: Region,
     row_shape: Vec<usize>,
     classes: usize,
+    class_names: Option<Vec<String>>,
     offset: U64Slot,
     epoch: U64Slot,
     steps: Cache<StepKey>,
     /// By order of the rows, and rows of a batch.
     reviews: Cache<(Region, usize)>,
+    reviewed: examine::Reviewed,
     orders: Cache<()>,
     kept: Vec<[f32; KEPT]>,
     /// First row and rows of the updates that are under way, and their losses.
@@ -185,8 +190,10 @@ impl Trainer {
         let mut trainer = Trainer {
             row_shape: data.train.shape().to_vec(),
             classes: data.train.classes(),
+            class_names: data.train.class_names().map(<[String]>::to_vec),
             steps: Cache::default(),
             reviews: Cache::default(),
+            reviewed: examine::Reviewed::default(),
             orders: Cache::default(),
             kept: Vec::new(),
             updates: Vec::new(),
@@ -225,6 +232,8 @@ impl Trainer {
 
     /// Memory and control block, to change them.
     pub fn store_mut(&mut self) -> &mut Store {
+        // Whoever writes weights makes other logits.
+        self.reviewed.forget();
         &mut self.store
     }
 
@@ -329,6 +338,7 @@ impl Trainer {
     ) -> Result<&[f64]> {
         let mut end = offset;
         self.updates.clear();
+        self.reviewed.forget();
         for _ in rates {
             let rows = self.update_rows(end);
             if rows == 0 {
@@ -506,14 +516,15 @@ impl Trainer {
         tape.compile(&self.store)
     }
 
-    fn record_review(&self, data: &Resident, rows: usize) -> Result<Recording> {
+    fn record_review(&self, data: &Resident, rows: usize) -> Result<(Recording, Var)> {
         let mut tape = Tape::new(&self.store);
         let (logits, labels, _) = self.record_forward(&mut tape, data, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
         tape.keep(loss.loss)?;
         tape.keep(loss.statistics)?;
-        tape.compile(&self.store)
+        tape.output(logits)?;
+        Ok((tape.compile(&self.store)?, logits))
     }
 
     /// Loss, accuracy and margin on the test set.
@@ -547,18 +558,22 @@ impl Trainer {
     fn review_of(&mut self, data: Resident) -> Result<Review> {
         let total = self.store.len(data.order);
         let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
+        let all = data.order == self.test.order;
+        self.reviewed.begin(&self.store, if all { total * self.classes } else { 0 });
         for start in (0..total).step_by(REVIEW_ROWS) {
             let rows = REVIEW_ROWS.min(total - start);
             let key = (data.order, rows);
             if !self.reviews.contains(&key) {
-                let recording = self.record_review(&data, rows)?;
+                let (recording, logits) = self.record_review(&data, rows)?;
                 self.reviews.get(key, || Ok(recording))?;
+                self.reviewed.recorded(key, logits);
             }
             let recording = self.reviews.get(key, || unreachable!("recorded above"))?;
             let offset = self.offset;
             recording.enqueue(&mut self.store, 1, |_, control| {
                 control.set_u64(offset, start as u64);
             })?;
+            self.reviewed.take(recording, key, self.classes)?;
         }
         self.store.collect(&mut self.kept)?;
         for (start, kept) in (0..total).step_by(REVIEW_ROWS).zip(&self.kept) {

@@ -9,6 +9,9 @@ mod lr;
 mod output;
 mod problem;
 mod profile;
+mod report;
+mod serve;
+mod sweep;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -31,15 +34,17 @@ enum Command {
     Train(train::TrainArgs),
     /// Learning-rate range test: a plot, and the rates that it suggests.
     Lr(lr::LrArgs),
+    /// Vary settings of a run within a time, and rank them.
+    Sweep(sweep::SweepArgs),
     /// Score a saved run.
     Eval(inspect::EvalArgs),
-    /// List earlier runs, or show one.
+    /// List earlier runs, show one, or compare several.
     Runs(inspect::RunsArgs),
     /// Time kernels and whole steps, beside what the machine can do at most.
     Bench(bench::BenchArgs),
     /// Time every node of one training step, beside its floor.
     Profile(profile::ProfileArgs),
-    /// The experiments of the two clocks, with what theory predicts beside what is measured.
+    /// Both clocks of a run, or an experiment about them, with what theory predicts beside what is measured.
     Clocks(clocks::ClocksArgs),
     /// Devices and instruction sets, what is chosen, and why.
     Doctor(doctor::DoctorArgs),
@@ -98,6 +103,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Train(args) => train::run(args),
         Command::Lr(args) => lr::run(args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Eval(args) => inspect::eval(args),
         Command::Runs(args) => inspect::runs(args),
         Command::Bench(args) => bench::run(args, began),

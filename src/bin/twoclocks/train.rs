@@ -1,9 +1,11 @@
 //! `twoclocks train`.
 
+use crate::serve::Server;
 use crate::{Common, Work};
 use crate::{both, output};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -49,6 +51,9 @@ pub struct TrainArgs {
     /// Print the configuration as TOML and stop.
     #[arg(long)]
     print_config: bool,
+    /// Show the report while it trains, at this port of 127.0.0.1; 0 takes one that is free.
+    #[arg(long, value_name = "PORT")]
+    serve: Option<u16>,
     /// No progress bar and no reviews on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -68,26 +73,24 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         output::say!("{}", config.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
-    let handler = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // A second Ctrl-C does not wait for the step to end.
-        if handler.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))?;
+    stop_on_interrupt(&stop)?;
     let mut screen = Screen::new(json, args.quiet);
+    screen.server = args.serve.map(|port| Server::start(port, json)).transpose()?;
     let root = args.out.clone().unwrap_or_else(|| "runs".into());
     let outcome = match (&args.resume, &config) {
-        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
+        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop),
         (None, Some(config)) => twoclocks::train::run(config, &root, &mut screen, &stop)
-            .map_err(|error| args.work.name_file(error))?,
+            .map_err(|error| args.work.name_file(error)),
         (None, None) => {
             let trunk = PathBuf::from(args.work.work.clone().unwrap_or_default());
             let share = share.unwrap_or(f64::NAN);
-            twoclocks::train::cool(&trunk, share, &root, &mut screen, &stop)?
+            twoclocks::train::cool(&trunk, share, &root, &mut screen, &stop)
         }
     };
+    if let Some(server) = screen.server.take() {
+        server.end();
+    }
+    let outcome = outcome?;
     if !args.quiet {
         match outcome.reason {
             Reason::Interrupted => output::note(format_args!(
@@ -107,6 +110,18 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Sets `stop` at the first Ctrl-C or request to end.
+pub fn stop_on_interrupt(stop: &Arc<AtomicBool>) -> Result<()> {
+    let stop = Arc::clone(stop);
+    ctrlc::set_handler(move || {
+        // A second Ctrl-C does not wait for the step to end.
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))
+}
+
 fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     let threads = args.common.as_ref().and_then(|common| common.threads);
     let mut config = args.work.config("digits", threads)?;
@@ -124,18 +139,9 @@ fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     Ok(config)
 }
 
-/// Seconds of `30s`, `2m`, `1h`, `500ms` or `30`.
-fn duration(text: &str) -> Result<f64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "" | "s" => Some(1.0),
-        "ms" => Some(1e-3),
-        "m" | "min" => Some(60.0),
-        "h" => Some(3600.0),
-        _ => None,
-    };
-    let seconds = digits.parse::<f64>().ok().zip(factor).map(|(value, factor)| value * factor);
-    seconds.filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| {
+/// Seconds of a flag's `30s`, `2m`, `1h`, `500ms` or `30`.
+pub fn duration(text: &str) -> Result<f64> {
+    twoclocks::runs::time::duration(text).ok_or_else(|| {
         Error::config("--time", format!("'{text}' is not a time like 30s, 2m or 1h"))
     })
 }
@@ -160,6 +166,8 @@ struct Screen {
     clocks: String,
     /// Whether C at the end as planned was said.
     forecast: bool,
+    /// The page that shows it as it goes.
+    server: Option<Server>,
 }
 
 /// Positions of the bar.
@@ -185,6 +193,7 @@ impl Screen {
             budget: 0.0,
             clocks: String::new(),
             forecast: false,
+            server: None,
         }
     }
 
@@ -203,7 +212,14 @@ impl Screen {
 }
 
 impl Observer for Screen {
+    fn shows_nearest(&self) -> usize {
+        if self.quiet && !self.json { 0 } else { 3 }
+    }
+
     fn started(&mut self, started: &Started) {
+        if let Some(server) = &self.server {
+            server.show(&started.folder);
+        }
         let from = match started.resumed_at {
             0 => String::new(),
             step => format!(", resumed after step {step}"),
@@ -222,6 +238,12 @@ impl Observer for Screen {
         ));
         if let Some(why) = &started.device_why {
             self.say(&format!("device auto: {why}"));
+        }
+        if self.json && !started.nearest.is_empty() {
+            output::event(json!({ "event": "nearest", "runs": started.nearest }));
+        }
+        for run in &started.nearest {
+            self.say(&format!("earlier {run}"));
         }
         if let Some(planned) = started.planned_contraction {
             self.forecast(planned);
