@@ -1,7 +1,7 @@
 //! The earlier runs that a new one is nearest to: what differs, and how they ended.
 //!
 //! Runs of the same data come first, then those of the same recipe, then the least [`distance`], then the
-//! latest. Every run's configuration is read, of the latest [`LATEST`]; of the journal only the end, and only that of the runs
+//! latest. Every run's configuration is read, of the latest `LATEST`; of the journal only the end, and only that of the runs
 //! which are shown.
 
 use super::folder::RunFolder;
