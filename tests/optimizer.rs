@@ -154,15 +154,8 @@ fn configs() -> Vec<OptimizerConfig> {
             for clip_norm in [None, Some(10.0)] {
                 let weight_decay = if decay == Decay::None { 0.0 } else { 0.1 };
                 let rate = RATE;
-                let decay_schedule = None;
-                all.push(OptimizerConfig {
-                    rule,
-                    rate,
-                    weight_decay,
-                    decay,
-                    clip_norm,
-                    decay_schedule,
-                });
+                let plain = OptimizerConfig::adamw();
+                all.push(OptimizerConfig { rule, rate, weight_decay, decay, clip_norm, ..plain });
             }
         }
     }

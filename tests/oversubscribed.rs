@@ -31,6 +31,8 @@ impl Steps {
             activation: if outputs == 10 { ActivationName::None } else { ActivationName::Relu },
             bias: true,
             initial: None,
+            decay_factor: None,
+            polar_decay: None,
         };
         let layers: Vec<LayerConfig> = widths[1..].iter().map(layer).collect();
         let mut parameters = Parameters::new();

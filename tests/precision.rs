@@ -21,6 +21,8 @@ fn net(widths: &[usize]) -> Vec<LayerConfig> {
         activation: if number == last { ActivationName::None } else { ActivationName::Tanh },
         bias: true,
         initial: None,
+        decay_factor: None,
+        polar_decay: None,
     };
     widths.iter().enumerate().map(layer).collect()
 }

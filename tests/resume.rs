@@ -16,6 +16,8 @@ fn trainer(split: &Split, batch: usize, accumulate: usize) -> twoclocks::Result<
         activation: Default::default(),
         bias: true,
         initial: None,
+        decay_factor: None,
+        polar_decay: None,
     }];
     let mut parameters = Parameters::new();
     let model = Sequential::new(&layers, split.train.shape(), &mut parameters)?;

@@ -15,6 +15,8 @@ fn trainer(outputs: usize) -> twoclocks::Result<Trainer> {
         activation: ActivationName::None,
         bias: true,
         initial: None,
+        decay_factor: None,
+        polar_decay: None,
     }];
     let mut parameters = Parameters::new();
     let model = Sequential::new(&layers, &[4], &mut parameters)?;
@@ -59,6 +61,8 @@ fn gradients_that_cannot_be_clipped_are_a_divergence() {
         activation: ActivationName::None,
         bias: false,
         initial: Some(Initial::Zeros),
+        decay_factor: None,
+        polar_decay: None,
     }];
     let mut parameters = Parameters::new();
     let model = Sequential::new(&layers, &[features], &mut parameters).expect("model");

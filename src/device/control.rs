@@ -119,6 +119,12 @@ impl Control {
         self.halted.push((slot.0, value));
     }
 
+    /// As [`Control::set_u64_halted`].
+    pub fn set_f32_halted(&mut self, slot: F32Slot, value: f32) {
+        self.halted.retain(|&(other, _)| other != slot.0);
+        self.halted.push((slot.0, u64::from(value.to_bits())));
+    }
+
     /// Sets a u64 slot for the replays to come.
     pub fn set_u64(&mut self, slot: U64Slot, value: u64) {
         self.values[slot.0] = value;

@@ -33,6 +33,13 @@ pub enum LayerConfig {
         /// Start of the weights; by default He's rule before ReLU, GELU and SiLU, else Glorot's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         initial: Option<Initial>,
+        /// Factor of the weight decay, 1 where it is not given; 0 with `polar_decay`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decay_factor: Option<f32>,
+        /// Factor of the decay along the polar factor of the weight, every `optimizer.polar_every` steps:
+        /// for layers whose outputs are normalised.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        polar_decay: Option<f32>,
     },
     /// An activation of its own.
     Activation {
@@ -71,6 +78,9 @@ pub enum LayerConfig {
         entries: usize,
         /// Width of a vector.
         width: usize,
+        /// Factor of the weight decay, 1 where it is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decay_factor: Option<f32>,
     },
     /// [batch, a, b, ..] to [batch, a * b * ..].
     Flatten,
@@ -128,6 +138,17 @@ impl LayerConfig {
         }
     }
 
+    /// Factors of decays that are given, by their keys.
+    pub fn decay_factors(&self) -> impl Iterator<Item = (&'static str, f32)> + use<> {
+        let (plain, polar) = match *self {
+            LayerConfig::Linear { decay_factor, polar_decay, .. } => (decay_factor, polar_decay),
+            LayerConfig::Embedding { decay_factor, .. } => (decay_factor, None),
+            _ => (None, None),
+        };
+        let given = [("decay_factor", plain), ("polar_decay", polar)];
+        given.into_iter().filter_map(|(key, factor)| Some((key, factor?)))
+    }
+
     fn name(&self, number: usize) -> String {
         match self {
             LayerConfig::Linear { name: Some(name), .. }
@@ -167,7 +188,16 @@ impl Sequential {
             let refuse = |problem: String| Err(Error::config(place(), problem));
             let width = shape.last().copied().unwrap_or(1);
             let layer: Box<dyn Module> = match *config {
-                LayerConfig::Linear { inputs, outputs, activation, bias, initial, .. } => {
+                LayerConfig::Linear {
+                    inputs,
+                    outputs,
+                    activation,
+                    bias,
+                    initial,
+                    decay_factor,
+                    polar_decay,
+                    ..
+                } => {
                     if inputs.is_some_and(|inputs| inputs != width) {
                         let found = inputs.unwrap_or(0);
                         return refuse(format!(
@@ -182,7 +212,7 @@ impl Sequential {
                     shape.push(outputs);
                     let activation = activation.into();
                     let size = [width, outputs];
-                    Box::new(match (initial, bias) {
+                    let layer = match (initial, bias) {
                         (None, true) => Linear::new(parameters, &name, width, outputs, activation)?,
                         (initial, bias) => {
                             let initial = initial.unwrap_or(match activation {
@@ -199,7 +229,18 @@ impl Sequential {
                                 parameters, &name, size, activation, initial, bias,
                             )?
                         }
-                    })
+                    };
+                    let keys = [("decay_factor", decay_factor), ("polar_decay", polar_decay)];
+                    for (key, value) in keys {
+                        if let Some(value) = value.filter(|v| !(v.is_finite() && *v >= 0.0)) {
+                            return refuse(format!("{key} = {value} is not 0 or more"));
+                        }
+                    }
+                    let info = parameters.info_mut(layer.weight());
+                    info.polar_factor = polar_decay.unwrap_or(0.0);
+                    let plain = if info.polar_factor > 0.0 { 0.0 } else { 1.0 };
+                    info.decay_factor = decay_factor.unwrap_or(plain);
+                    Box::new(layer)
                 }
                 LayerConfig::Activation { function } => Box::new(Activate(function.into())),
                 LayerConfig::Dropout { p } => match Dropout::new(p, 1000 + number as u64) {
@@ -212,7 +253,7 @@ impl Sequential {
                 LayerConfig::RmsNorm { epsilon, .. } => {
                     Box::new(RmsNorm::new(parameters, &name, width, epsilon)?)
                 }
-                LayerConfig::Embedding { entries, width, .. } => {
+                LayerConfig::Embedding { entries, width, decay_factor, .. } => {
                     if number > 0 {
                         return refuse("must be the first layer: it takes whole numbers".into());
                     }
@@ -220,7 +261,14 @@ impl Sequential {
                         return refuse(format!("{entries} entries of width {width}"));
                     }
                     shape.push(width);
-                    Box::new(Embedding::new(parameters, &name, entries, width)?)
+                    let layer = Embedding::new(parameters, &name, entries, width)?;
+                    if let Some(factor) = decay_factor {
+                        if !(factor.is_finite() && factor >= 0.0) {
+                            return refuse(format!("decay_factor = {factor} is not 0 or more"));
+                        }
+                        parameters.info_mut(layer.table()).decay_factor = factor;
+                    }
+                    Box::new(layer)
                 }
                 LayerConfig::Flatten => {
                     shape = vec![shape.iter().product()];

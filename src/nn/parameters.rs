@@ -56,9 +56,18 @@ pub struct ParameterInfo {
     pub rate_factor: f32,
     /// Factor of the weight decay: 1 for weights, 0 for all others, unless set otherwise.
     pub decay_factor: f32,
+    /// Factor of the decay along the polar factor: 0 unless set.
+    pub polar_factor: f32,
     /// Whether products read it as a matrix \[inputs, outputs\]: then it is kept packed for them
     /// where that pays.
     pub multiplied: bool,
+}
+
+impl ParameterInfo {
+    /// The name without its last part: that of the layer, `fc1` of `fc1.weight`.
+    pub fn layer(&self) -> &str {
+        self.name.rsplit_once('.').map_or(&self.name, |(layer, _)| layer)
+    }
 }
 
 /// The parameters of a model, as its layers declare them.
@@ -109,6 +118,7 @@ impl Parameters {
             initial,
             rate_factor,
             decay_factor,
+            polar_factor: 0.0,
             multiplied,
         };
         self.infos.push(info);
@@ -253,6 +263,12 @@ impl Bound {
     /// (`Optimizer::record_from`).
     pub fn gradients(&self) -> Region {
         self.gradients
+    }
+
+    /// The same parameters with other values, flat in `weights`, to be read: without packed copies.
+    #[must_use]
+    pub fn with_weights(&self, weights: Region) -> Bound {
+        Bound { weights, packed: None, ..self.clone() }
     }
 
     /// How products of the model are computed.

@@ -30,6 +30,7 @@ operations! {
     accumulate,
     accuracy,
     activation_backward,
+    average,
     batch,
     binary,
     broadcast,
@@ -47,6 +48,7 @@ operations! {
     log_softmax,
     matmul,
     mse,
+    orthogonal_gradient,
     pad,
     permutation,
     product_update,
@@ -67,6 +69,7 @@ operations! {
 pub use accumulate::accumulate;
 pub use accuracy::accuracy;
 pub use activation_backward::activation_backward;
+pub use average::average;
 pub use batch::{Batch, batch};
 pub use binary::{add, div, equal, mul, offset, scale, sub};
 pub use broadcast::broadcast_to;
@@ -83,6 +86,7 @@ pub use linear_cross_entropy::{LinearLoss, linear_cross_entropy};
 pub use log_softmax::log_softmax;
 pub use matmul::{matmul, matmul_in};
 pub use mse::mse;
+pub use orthogonal_gradient::orthogonal_gradient;
 pub use pad::pad;
 pub use permutation::permutation;
 pub use product_update::product_update;

@@ -1,6 +1,6 @@
 //! The optimizer as a configuration file says it.
 
-use super::Schedule;
+use super::{AverageConfig, Schedule};
 use crate::error::{Error, Result};
 use crate::ops::update::{Decay, Rule};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,10 @@ use serde::{Deserialize, Serialize};
 /// # momentum = 0.9          # sgd
 /// # nesterov = true         # sgd
 /// # clip_norm = 1.0         # largest norm of all gradients; none by default
+/// # orthogonal_gradient = true # without what would only lengthen or shorten a weight
+/// # average = { kind = "ema", decay = 0.99, every = 5 }       # slow weights, which reviews take
+/// # average = { kind = "lookahead", alpha = 0.5, every = 6 }  # or these
+/// # polar_every = 50          # steps between decays of layers with polar_decay
 /// # decay_schedule = { kind = "linear", from = 0.0, to = 1.0 } # share of weight_decay over the run
 /// ```
 ///
@@ -38,6 +42,13 @@ pub struct OptimizerConfig {
     pub clip_norm: Option<f64>,
     /// Share of the weight decay over the run; `None`: all of it, always.
     pub decay_schedule: Option<Schedule>,
+    /// Each gradient loses its part along the weights and is made as long as it was
+    /// ([`mod@crate::ops::orthogonal_gradient`]).
+    pub orthogonal_gradient: bool,
+    /// Slow weights beside those that are trained.
+    pub average: Option<AverageConfig>,
+    /// Steps between decays along the polar factor ([`super::polar`]), where there are such layers.
+    pub polar_every: Option<u64>,
 }
 
 impl Default for OptimizerConfig {
@@ -56,6 +67,9 @@ impl OptimizerConfig {
             decay: Decay::Decoupled,
             clip_norm: None,
             decay_schedule: None,
+            orthogonal_gradient: false,
+            average: None,
+            polar_every: None,
         }
     }
 
@@ -68,6 +82,9 @@ impl OptimizerConfig {
             decay: Decay::Coupled,
             clip_norm: None,
             decay_schedule: None,
+            orthogonal_gradient: false,
+            average: None,
+            polar_every: None,
         }
     }
 
@@ -80,6 +97,9 @@ impl OptimizerConfig {
             decay: Decay::Decoupled,
             clip_norm: None,
             decay_schedule: None,
+            orthogonal_gradient: false,
+            average: None,
+            polar_every: None,
         }
     }
 
@@ -107,6 +127,12 @@ impl OptimizerConfig {
         }
         if let Some((field, problem)) = self.rule.problem() {
             return refuse(field, problem);
+        }
+        if let Some(average) = &self.average {
+            average.validate()?;
+        }
+        if self.polar_every == Some(0) {
+            return refuse("polar_every", "0 steps: there is at least one".to_owned());
         }
         if let Some(schedule) = &self.decay_schedule {
             schedule.validate_as("optimizer.decay_schedule")?;
@@ -157,6 +183,12 @@ struct Table {
     clip_norm: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     decay_schedule: Option<Schedule>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    orthogonal_gradient: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    average: Option<AverageConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    polar_every: Option<u64>,
 }
 
 impl TryFrom<Table> for OptimizerConfig {
@@ -203,6 +235,9 @@ impl TryFrom<Table> for OptimizerConfig {
         config.weight_decay = table.weight_decay.unwrap_or(config.weight_decay);
         config.clip_norm = table.clip_norm;
         config.decay_schedule = table.decay_schedule;
+        config.orthogonal_gradient = table.orthogonal_gradient;
+        config.average = table.average;
+        config.polar_every = table.polar_every;
         Ok(config)
     }
 }
@@ -220,6 +255,9 @@ impl From<OptimizerConfig> for Table {
             nesterov: None,
             clip_norm: config.clip_norm,
             decay_schedule: config.decay_schedule,
+            orthogonal_gradient: config.orthogonal_gradient,
+            average: config.average,
+            polar_every: config.polar_every,
         };
         match config.rule {
             Rule::AdamW { beta1, beta2, epsilon } => {

@@ -5,23 +5,35 @@
 //! changes from step to step goes through control slots ([`Optimizer::prepare`]), so that one
 //! recording serves a whole run. A [`Schedule`] says the learning rate of each step.
 
+mod average;
+mod between;
 mod config;
+pub mod polar;
 mod rates;
 mod schedule;
+mod stable;
 
 pub use crate::ops::update::{Decay, Rule, Segment};
+pub use average::AverageConfig;
+pub use between::Between;
 pub use config::OptimizerConfig;
+pub use polar::PolarWeight;
 pub use rates::Rates;
 pub use schedule::{Anneal, CycleMode, Position, Schedule};
+pub use stable::Stable;
 
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};
 use crate::gemm::{PackedWeight, PackedWeights, Precision, may_split};
 use crate::ops::matmul::is_transposed_product;
 use crate::ops::update::UpdateSlots;
-use crate::ops::{Recorder, Var, concat, global_norm, product_update, slice, update};
+use crate::ops::{
+    Recorder, Var, concat, global_norm, orthogonal_gradient, product_update, slice, update,
+};
 use crate::tape::{Region, Store, Tape};
 use crate::tensor::{DType, Shape, TensorType};
+use average::Average;
+use polar::Polar;
 use std::sync::Arc;
 
 /// An update rule with its memory: moments and slots.
@@ -31,19 +43,24 @@ pub struct Optimizer {
     decay: Decay,
     weight_decay: f64,
     clip_norm: Option<f64>,
+    /// Gradients lose their parts along the weights.
+    orthogonal: bool,
     segments: Vec<Segment>,
     flat_len: usize,
     slots: UpdateSlots,
     max_norm: F32Slot,
     moments: Vec<(&'static str, Region)>,
     packed: Option<(Arc<PackedWeights>, Region)>,
+    average: Option<Average>,
+    polar: Option<Polar>,
+    polar_every: Option<u64>,
 }
 
 /// What [`Optimizer::record`] or [`Optimizer::record_from`] recorded.
 #[derive(Clone, Copy, Debug)]
 pub struct Recorded {
-    /// `g.g`, `w.w`, `g.w` of each segment before the update, f32 `[segments, 3]`. Computed only if
-    /// it is read: mark it with [`Tape::output`].
+    /// `g.g`, `w.w`, `g.w` of each segment before the update, f32 `[segments, 3]`; of gradients that are made
+    /// orthogonal, as they are then. Computed only if it is read: mark it with [`Tape::output`].
     pub statistics: Var,
     /// Norm of all gradients before clipping, f32 `[]`; `None` without `clip_norm`.
     pub norm: Option<Var>,
@@ -63,7 +80,7 @@ impl Optimizer {
         store: &mut Store,
     ) -> Result<Optimizer> {
         config.validate()?;
-        let OptimizerConfig { rule, weight_decay, decay, clip_norm, .. } = *config;
+        let OptimizerConfig { rule, weight_decay, decay, clip_norm, polar_every, .. } = *config;
         let names = ["optimizer.first", "optimizer.second"];
         let moments = names[..rule.moments()]
             .iter()
@@ -74,6 +91,15 @@ impl Optimizer {
                 Ok((name, region))
             })
             .collect::<Result<_>>()?;
+        let average = match config.average {
+            Some(config) => {
+                let region = store.try_allocate("optimizer.average", DType::F32, flat_len)?;
+                let share = store.control_mut().f32_slot("optimizer.average.share", 0.0);
+                store.control_mut().set_f32_halted(share, 0.0);
+                Some(Average { config, region, share })
+            }
+            None => None,
+        };
         let control = store.control_mut();
         let slots = UpdateSlots::register(control, "optimizer", rule);
         let max_norm = control.f32_slot("optimizer.max_norm", f32::INFINITY);
@@ -82,12 +108,16 @@ impl Optimizer {
             decay,
             weight_decay,
             clip_norm,
+            orthogonal: config.orthogonal_gradient,
             segments,
             flat_len,
             slots,
             max_norm,
             moments,
             packed: None,
+            average,
+            polar: None,
+            polar_every,
         })
     }
 
@@ -97,6 +127,30 @@ impl Optimizer {
     pub fn with_packed(mut self, packed: Option<(Arc<PackedWeights>, Region)>) -> Optimizer {
         self.packed = packed;
         self
+    }
+
+    /// Also lets these weights decay along their polar factors ([`polar`]), every so many steps as the
+    /// configuration says.
+    ///
+    /// # Errors
+    /// It does not say how often, or there is no decay; or there are no such weights, and it says how often.
+    pub fn with_polar(mut self, weights: Vec<PolarWeight>, store: &mut Store) -> Result<Optimizer> {
+        let refuse = |problem: &str| Err(Error::config("optimizer.polar_every", problem));
+        match (self.polar_every, weights.is_empty()) {
+            (None, true) => return Ok(self),
+            (None, false) => return refuse("is missing: there are layers with `polar_decay`"),
+            (Some(_), true) => return refuse("has no effect: no layer has `polar_decay`"),
+            (Some(_), false) if self.weight_decay == 0.0 => {
+                return refuse("has no effect with weight_decay = 0");
+            }
+            (Some(every), false) => {
+                let control = store.control_mut();
+                let slots = UpdateSlots::register(control, "optimizer.polar", polar::RULE);
+                control.set_f32_halted(slots.rate, 0.0);
+                self.polar = Some(Polar { every, weights, slots });
+            }
+        }
+        Ok(self)
     }
 
     /// Records clipping (if configured) and the update of `weights` by `gradients`, flat regions of
@@ -123,7 +177,7 @@ impl Optimizer {
     /// all of this update's. Where one is the product of a batch's inputs and upstream gradients, the
     /// weight is updated as that product is computed ([`mod@crate::ops::product_update`]), and the
     /// gradient never goes to memory, not to the region either. The others are placed in the region
-    /// `gradients`. All are with clipping, which needs the norm of all; where such products are of fewer
+    /// `gradients`. All are with clipping, which needs the norm of all, and where they are made orthogonal; where such products are of fewer
     /// than a million weights together; where a weight that is kept packed is not among them. So is one
     /// over 1024 rows or more.
     ///
@@ -195,6 +249,7 @@ impl Optimizer {
         let elements: usize = found.iter().flatten().map(|product| product.shape.elements()).sum();
         let none = elements < WORTH_IT
             || self.clip_norm.is_some()
+            || self.orthogonal
             || packed.any(|(_, product)| product.is_none());
         if none { vec![const { None }; of.len()] } else { found }
     }
@@ -260,7 +315,10 @@ impl Optimizer {
         guard: Option<Var>,
         packed: Option<&(Arc<PackedWeights>, Region)>,
     ) -> Result<Recorded> {
-        let gradients = tape.persistent("gradients", gradients, 0, [self.flat_len])?;
+        let mut gradients = tape.persistent("gradients", gradients, 0, [self.flat_len])?;
+        if self.orthogonal {
+            gradients = orthogonal_gradient(tape, weights, gradients, segments)?;
+        }
         let norm = match self.clip_norm {
             Some(_) => {
                 let scale = self.slots.gradient_scale;
@@ -347,7 +405,8 @@ impl Optimizer {
         &self.segments
     }
 
-    /// The moments by name, for checkpoints; beside them only the number of steps is state.
+    /// The moments by name, for checkpoints; beside them only [`Optimizer::average`] and the number of steps
+    /// are state.
     pub fn state(&self) -> &[(&'static str, Region)] {
         &self.moments
     }

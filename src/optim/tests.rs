@@ -24,7 +24,15 @@ fn what_a_file_leaves_out_has_pytorchs_defaults() {
 fn a_printed_configuration_reads_back() {
     let nesterov = Rule::Sgd { momentum: 0.9, nesterov: true };
     let sgd = OptimizerConfig { rule: nesterov, clip_norm: Some(0.5), ..OptimizerConfig::sgd() };
-    for config in [OptimizerConfig::adamw(), sgd, OptimizerConfig::lion()] {
+    let cautious = OptimizerConfig {
+        decay: Decay::Cautious,
+        decay_schedule: Some(Schedule::Linear { from: 0.0, to: 1.0, steps: None }),
+        orthogonal_gradient: true,
+        average: Some(AverageConfig::Lookahead { alpha: 0.25, every: 7 }),
+        polar_every: Some(9),
+        ..OptimizerConfig::adamw()
+    };
+    for config in [OptimizerConfig::adamw(), sgd, OptimizerConfig::lion(), cautious] {
         let text = toml::to_string(&config).unwrap();
         assert_eq!(parse(&text).unwrap(), config, "{text}");
     }
@@ -39,6 +47,8 @@ fn keys_that_mean_nothing_are_refused() {
         ("kind = 'sgd'\nbetas = [0.9, 0.9]", "optimizer.betas"),
         ("kind = 'sgd'\nepsilon = 1e-8", "optimizer.epsilon"),
         ("kind = 'lion'\nnesterov = true", "optimizer.nesterov"),
+        ("average = { kind = 'swa' }", "unknown variant `swa`"),
+        ("average = { kind = 'ema', decay = 0.9, alpha = 0.5 }", "unknown field `alpha`"),
         ("decay = 'none'\nweight_decay = 0.1", "optimizer.weight_decay: 0.1 has no effect"),
     ] {
         let error = parse(text).unwrap_err();
@@ -58,6 +68,22 @@ fn values_out_of_range_are_refused_by_name() {
         ("clip_norm = 0.0", "optimizer.clip_norm: 0 is not above 0"),
         ("kind = 'sgd'\nmomentum = 1.0", "optimizer.momentum: 1"),
         ("kind = 'sgd'\nnesterov = true", "optimizer.nesterov"),
+        ("average = { kind = 'ema', decay = 1.0 }", "optimizer.average.decay: 1 is not"),
+        ("average = { kind = 'lookahead', alpha = 0.0 }", "optimizer.average.alpha: 0 is not"),
+        ("average = { kind = 'lookahead', every = 0 }", "optimizer.average.every: 0 steps"),
+        ("polar_every = 0", "optimizer.polar_every: 0 steps"),
+        (
+            "decay_schedule = { kind = 'cosine', floor = 2.0 }",
+            "optimizer.decay_schedule.floor: 2 is not between 0 and 1",
+        ),
+        (
+            "decay_schedule = { kind = 'one_cycle', momentum = [0.9, 0.8] }",
+            "optimizer.decay_schedule.momentum: a schedule of the decay has none",
+        ),
+        (
+            "weight_decay = 0.0\ndecay_schedule = { kind = 'cosine' }",
+            "optimizer.decay_schedule: has no effect",
+        ),
     ] {
         let error = parse(text).unwrap().validate().unwrap_err().to_string();
         assert!(error.contains(words), "{text}: {error}");
@@ -79,6 +105,44 @@ fn only_moments_that_the_rule_has_are_kept() {
         assert!(optimizer.set_weight_decay(f64::NAN).is_err());
         assert!(optimizer.set_weight_decay(0.5).is_ok());
         assert_eq!(optimizer.weight_decay(), 0.5);
+    }
+}
+
+/// Singular values of 1 whatever those of the matrix are, from the right or from the left.
+#[test]
+fn the_polar_factor_is_orthonormal() {
+    for [rows, columns] in [[40, 17], [17, 40], [30, 30], [1, 5]] {
+        let mut store = Store::new(&Device::cpu(1).unwrap());
+        let values: Vec<f32> = (0..rows * columns)
+            .map(|i| {
+                ((i * i * 7 + i * 13) % 101) as f32 / 1e4
+                    + if i % (columns + 1) == 0 { 0.02 } else { 0.0 }
+            })
+            .collect();
+        let matrix = store.upload("matrix", &values);
+        let mut tape = Tape::new(&store);
+        let matrix = tape.persistent("matrix", matrix, 0, [rows, columns]).unwrap();
+        let factor = polar::polar_factor(&mut tape, matrix).unwrap();
+        tape.output(factor).unwrap();
+        let zero = tape.fill(Shape::from([rows, columns]), 0.0);
+        let of_zero = polar::polar_factor(&mut tape, zero).unwrap();
+        tape.output(of_zero).unwrap();
+        let mut recording = tape.compile(&store).unwrap();
+        recording.replay(&mut store).unwrap();
+        assert!(recording.read(of_zero).unwrap().iter().all(|&x| x == 0.0));
+        let p: Vec<f32> = recording.read(factor).unwrap();
+        let wide = rows <= columns;
+        let at = |vector: usize, i: usize| match wide {
+            true => f64::from(p[vector * columns + i]),
+            false => f64::from(p[i * columns + vector]),
+        };
+        for a in 0..rows.min(columns) {
+            for b in 0..rows.min(columns) {
+                let dot: f64 = (0..rows.max(columns)).map(|i| at(a, i) * at(b, i)).sum();
+                let want = if a == b { 1.0 } else { 0.0 };
+                assert!((dot - want).abs() <= 3e-3, "{rows} x {columns}, [{a}, {b}]: {dot}");
+            }
+        }
     }
 }
 

@@ -19,16 +19,21 @@ mod atomic;
 pub mod checkpoint;
 pub mod clocks;
 pub mod closing;
+pub mod compare;
 pub mod environment;
 pub mod folder;
 pub mod history;
 pub mod metrics;
+pub mod nearest;
 pub mod page;
 pub mod picture;
 mod plot;
+pub mod rank;
 pub mod report;
+pub mod settings;
 pub mod time;
 
+pub use atomic::without_sync;
 pub use checkpoint::Checkpoint;
 pub use clocks::Clocks;
 pub use closing::Closing;
@@ -36,7 +41,17 @@ pub use environment::Environment;
 pub use folder::RunFolder;
 pub use history::{Record, State, Summary, list};
 pub use metrics::{Done, Epoch, Journal, Row, Step};
+pub use nearest::{Nearest, nearest};
 pub use report::render;
+
+/// Replaces a file: whoever opens it sees all of the old one or all of the new one.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io) naming the file.
+pub fn replace_file(path: &std::path::Path, text: &str) -> crate::Result<()> {
+    use std::io::Write;
+    atomic::replace(path, |file| file.write_all(text.as_bytes()))
+}
 
 #[cfg(test)]
 mod scratch {

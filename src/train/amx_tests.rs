@@ -18,6 +18,8 @@ fn train(isa: Isa, threads: usize) -> (Vec<f64>, f64, Vec<u32>) {
         activation,
         bias: true,
         initial: None,
+        decay_factor: None,
+        polar_decay: None,
     };
     let layers = [layer(200, ActivationName::Relu), layer(10, ActivationName::None)];
     let mut parameters = Parameters::new();

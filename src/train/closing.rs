@@ -134,6 +134,8 @@ mod tests {
                 activation: ActivationName::None,
                 bias: true,
                 initial: None,
+                decay_factor: None,
+                polar_decay: None,
             })
             .collect();
         let layers = [&[LayerConfig::Flatten][..], &layers].concat();

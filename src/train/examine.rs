@@ -1,13 +1,13 @@
 //! A look at a trainer's test rows and weight matrices, one by one: for the end of a run.
 
-use super::{REVIEW_ROWS, Trainer};
+use super::{Pass, REVIEW_ROWS, Trainer};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Mode;
 use crate::ops::Var;
 use crate::runs::closing::{Classified, Mistake};
 use crate::runs::picture;
-use crate::tape::{Recording, Store, Tape};
+use crate::tape::{Recording, Region, Store, Tape};
 use crate::tensor::{DType, Element};
 
 /// Logits that a review keeps on the host, at most: 16 MB.
@@ -20,12 +20,12 @@ pub(super) struct Reviewed {
     logits: Vec<f32>,
     /// How many there are when all are here; 0 where they are not kept.
     wanted: usize,
-    /// Where recordings of so many rows have them.
-    recorded: Vec<(usize, Var)>,
+    /// Where the recordings have them, by the order of the rows and the rows of a batch.
+    recorded: Vec<((Region, usize), Var)>,
 }
 
 impl Reviewed {
-    /// Before a review of `count` logits.
+    /// Before a review of `count` logits; of 0 that are to be kept.
     pub(super) fn begin(&mut self, store: &Store, count: usize) {
         self.logits.clear();
         let keeps = matches!(store.device(), Device::Cpu(_)) && count <= MOST_LOGITS;
@@ -33,21 +33,21 @@ impl Reviewed {
     }
 
     /// A recording of a batch of so many rows has its logits there.
-    pub(super) fn recorded(&mut self, rows: usize, logits: Var) {
-        self.recorded.push((rows, logits));
+    pub(super) fn recorded(&mut self, key: (Region, usize), logits: Var) {
+        self.recorded.push((key, logits));
     }
 
     /// Takes those of a batch that was just replayed.
     pub(super) fn take(
         &mut self,
         recording: &Recording,
-        rows: usize,
+        key: (Region, usize),
         classes: usize,
     ) -> Result<()> {
-        let found = self.recorded.iter().find(|(of_rows, _)| *of_rows == rows);
+        let found = self.recorded.iter().find(|(of, _)| *of == key);
         let Some(&(_, logits)) = found.filter(|_| self.wanted > 0) else { return Ok(()) };
         let before = self.logits.len();
-        self.logits.resize(before + rows * classes, 0.0);
+        self.logits.resize(before + key.1 * classes, 0.0);
         recording.read_into(logits, &mut self.logits[before..])
     }
 
@@ -111,8 +111,9 @@ impl Trainer {
                 Some((of_rows, recording, logits)) if *of_rows == rows => (recording, *logits),
                 other => {
                     let mut tape = Tape::new(&self.store);
-                    let (logits, ..) =
-                        self.record_forward(&mut tape, &self.test, rows, Mode::Eval)?;
+                    let parameters = self.evaluated();
+                    let Pass { logits, .. } =
+                        self.record_forward(&mut tape, &parameters, &self.test, rows, Mode::Eval)?;
                     tape.output(logits)?;
                     let recording = tape.compile(&self.store)?;
                     let (_, recording, logits) = other.insert((rows, recording, logits));
