@@ -169,7 +169,7 @@ impl Trainer {
         let start = self.parameters.parameters().initial_values_of(place, self.options.seed);
         let mut end = vec![0f32; start.len()];
         let offset = self.parameters.infos()[place].offset;
-        self.store.read(self.parameters.weights(), offset, &mut end)?;
+        self.store.read(self.evaluated().weights(), offset, &mut end)?;
         Ok([start, end])
     }
 }
