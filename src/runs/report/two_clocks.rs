@@ -12,7 +12,8 @@ use crate::runs::metrics::Epoch;
 use crate::runs::plot::{Line, Mark, Panel, Panels, SERIES, Scale, escape, short, trimmed};
 
 /// Keys of reviews that are drawn here, and so in no chart of their own.
-pub(super) const DRAWN: [&str; 4] = ["contraction", "excess_rank", "train_margin", "least_margin"];
+pub(super) const DRAWN: [&str; 5] =
+    ["contraction", "planned_contraction", "excess_rank", "train_margin", "least_margin"];
 
 /// The clocks of the run, from its reviews and its last line.
 pub(super) fn section(record: &Record) -> String {
@@ -108,7 +109,11 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
         ],
         marks: Vec::new(),
     };
-    let excess = extra("excess_rank");
+    let mut excess = extra("excess_rank");
+    if !excess.is_empty() {
+        // All of it, by its definition.
+        excess.insert(0, (0.0, 1.0));
+    }
     let simple = match excess.is_empty() {
         false => Panel {
             title: "Simplicity: excess stable rank that is left".into(),
@@ -125,8 +130,10 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
             marks: Vec::new(),
         },
     };
+    let planned = epochs.last().and_then(|e| e.extra.get("planned_contraction")?.as_f64());
+    let planned = planned.map(|c| format!(", {} as planned", short(c))).unwrap_or_default();
     let contraction = Panel {
-        title: "Simplicity: contraction C, the sum of rate × decay".into(),
+        title: format!("Simplicity: contraction C = Σ rate × decay{planned}"),
         scale: Scale::FromZero,
         lines: vec![unnamed(line("contraction", "s2", extra("contraction")))],
         marks: Vec::new(),
