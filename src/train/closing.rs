@@ -48,7 +48,7 @@ pub(super) fn close(
             closing.profile = Some(profile::profile(trainer, Care::Quick)?);
         }
         other => {
-            let seconds = other.unwrap_or(f64::NAN).max(1.0);
+            let seconds = other.unwrap_or(1.0);
             closing.left_out.push(LeftOut { what: "the profile of a step".into(), seconds });
         }
     }
