@@ -165,6 +165,9 @@ impl Smooth {
     }
 }
 
+/// Steps from which on something can be said of a fall.
+const FEWEST: usize = 8;
+
 /// How a loss fell.
 struct Fall {
     /// The loss before.
@@ -177,14 +180,17 @@ struct Fall {
 }
 
 fn fall(points: &[RangePoint]) -> Option<Fall> {
+    if points.len() < FEWEST {
+        return None;
+    }
     let count = (points.len() / 10).max(3);
-    let first = points.get(..count)?;
-    let start = first.iter().map(|point| point.loss).sum::<f64>() / count as f64;
+    let start = points[..count].iter().map(|point| point.loss).sum::<f64>() / count as f64;
     let at = |&i: &usize, &j: &usize| points[i].smoothed.total_cmp(&points[j].smoothed);
     let lowest = (0..points.len()).min_by(at)?;
     // Of neighbours, so that the fall itself does not count.
-    let steps = points[..=lowest].windows(2).map(|pair| pair[1].loss - pair[0].loss);
-    let scatter = (steps.map(|step| step * step).sum::<f64>() / (2 * lowest.max(1)) as f64).sqrt();
+    let seen = &points[..=lowest.max(FEWEST - 1)];
+    let squares = seen.windows(2).map(|pair| (pair[1].loss - pair[0].loss).powi(2));
+    let scatter = (squares.sum::<f64>() / (2 * (seen.len() - 1)) as f64).sqrt();
     Some(Fall { start, lowest, depth: start - points[lowest].smoothed, scatter })
 }
 
@@ -245,7 +251,7 @@ mod tests {
         for count in [20, 200] {
             let points = points((0..count).map(noise));
             assert_eq!(suggest(&points, count), None);
-            assert!(!has_broken(&points));
+            assert!((1..=count).all(|first| !has_broken(&points[..first])));
         }
         assert_eq!(suggest(&[], 20), None);
     }
