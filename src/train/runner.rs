@@ -173,7 +173,6 @@ impl<'a> Runner<'a> {
         if limits.seconds.is_some() {
             self.measure_review()?;
         }
-        let trace_every = self.total_steps.map_or(1, |total| total.div_ceil(TRACE_POINTS)).max(1);
         loop {
             self.trainer.start_epoch(self.position.epoch)?;
             while self.position.offset < self.trainer.rows() {
@@ -184,7 +183,7 @@ impl<'a> Runner<'a> {
                     self.review(self.test_rows, observer)?;
                     return Ok(self.reached(&limits).unwrap_or(reason));
                 }
-                self.steps(observer, trace_every, &limits)?;
+                self.steps(observer, &limits)?;
                 // At the end of the run, or of the epoch, the review comes first: a run that is killed between
                 // the two would review again.
                 let mid_epoch = self.position.offset < self.trainer.rows();
@@ -222,13 +221,16 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn steps(
-        &mut self,
-        observer: &mut dyn Observer,
-        trace_every: u64,
-        limits: &LoopConfig,
-    ) -> Result<()> {
-        let began = Instant::now();
+    /// Every how many steps one is kept in the journal; by the speed so far, where time bounds the run.
+    fn trace_every(&self) -> u64 {
+        let seconds = self.config.train.seconds;
+        let in_time = seconds.zip(self.times.step).map(|(all, step)| (all / step) as u64);
+        let steps = self.total_steps.into_iter().chain(in_time).min();
+        steps.map_or(1, |all| all.div_ceil(TRACE_POINTS)).max(1)
+    }
+
+    fn steps(&mut self, observer: &mut dyn Observer, limits: &LoopConfig) -> Result<()> {
+        let (began, trace_every) = (Instant::now(), self.trace_every());
         let Planned { places, batch, next, last } = self.plan(limits);
         self.trainer.set_batch(batch);
         let factor = limits.rate_factor(batch);

@@ -1,21 +1,25 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
-#[path = "examine.rs"]
 mod examine;
+mod record;
+mod review;
+
+pub(super) use record::Pass;
+pub use review::Review;
 
 use super::measure::{ProbeFigures, StepFigures};
 use super::probe::Probe;
 use super::telemetry::Telemetry;
-use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order};
+use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
-use crate::nn::{Bound, Forward, Mode, Module, Noted, Parameters};
-use crate::ops::{self, Recorder, Var};
+use crate::nn::{Bound, Module, Parameters};
+use crate::ops;
 use crate::optim::{Between, Optimizer, OptimizerConfig, PolarWeight, Rates, Segment};
 use crate::runs::Environment;
 use crate::tape::{Cache, KEPT, NotFinite, Recording, Region, Store, Tape};
-use crate::tensor::{DType, Shape};
+use crate::tensor::DType;
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Debug)]
@@ -56,17 +60,6 @@ impl Default for TrainOptions {
     }
 }
 
-/// What a review found on the test set.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Review {
-    /// Mean cross-entropy.
-    pub loss: f64,
-    /// Share of rows classified right, 0 to 1.
-    pub accuracy: f64,
-    /// Mean logit of the right class minus the largest other one.
-    pub margin: f64,
-}
-
 /// A data set in device memory, and the rows of it that are visited, in their order.
 #[derive(Clone, Copy)]
 pub(super) struct Resident {
@@ -75,17 +68,6 @@ pub(super) struct Resident {
     pub(super) order: Region,
     pub(super) rows: usize,
     pub(super) features: usize,
-}
-
-/// A recorded pass of the model over a batch.
-pub(super) struct Pass {
-    /// `[rows, classes]`.
-    pub(super) logits: Var,
-    pub(super) labels: Var,
-    /// The parameters, in their order.
-    parameters: Vec<Var>,
-    /// The layers, in the order of the pass.
-    pub(super) noted: Vec<Noted>,
 }
 
 /// One recording of a step is made for each of these.
@@ -99,12 +81,6 @@ struct StepKey {
     /// Whether the update follows.
     last: bool,
 }
-
-/// Rows of a review batch.
-const REVIEW_ROWS: usize = 512;
-
-/// Seed of the sample of the test set: one for all runs, so that they can be compared.
-const SAMPLE_SEED: u64 = 0x7e57;
 
 /// Steps that a GPU is given at once, at most: while they run, nobody can stop the run or review it.
 #[cfg(feature = "cuda")]
@@ -522,186 +498,6 @@ impl Trainer {
         let figures = probe.figures(self);
         self.probe = Some(probe);
         figures
-    }
-
-    /// Records the model's pass over a batch.
-    pub(super) fn record_forward(
-        &self,
-        tape: &mut Tape,
-        parameters: &Bound,
-        data: &Resident,
-        rows: usize,
-        mode: Mode,
-    ) -> Result<Pass> {
-        let values = tape.persistent("values", data.values, 0, [data.rows, data.features])?;
-        let labels = tape.persistent("labels", data.labels, 0, [data.rows])?;
-        let order = tape.persistent("order", data.order, 0, [self.store.len(data.order)])?;
-        let scale = tape.persistent("scale", self.scale, 0, [data.features])?;
-        let shift = tape.persistent("shift", self.shift, 0, [data.features])?;
-        let batch = tape.scoped("data", |tape| {
-            ops::batch(tape, values, labels, order, scale, shift, rows, self.offset)
-        })?;
-        let shape: Vec<usize> = [&[rows], &self.row_shape[..]].concat();
-        let inputs = match self.row_shape.len() {
-            1 => batch.inputs,
-            _ => ops::reshape(tape, batch.inputs, Shape::from(shape))?,
-        };
-        let mut pass = Forward::new(tape, mode, parameters);
-        let logits = self.model.forward(&mut pass, inputs)?;
-        let noted = pass.noted().to_vec();
-        let read = pass.into_read();
-        if read.len() != self.parameters.infos().len() {
-            let unread = self
-                .parameters
-                .infos()
-                .iter()
-                .enumerate()
-                .find(|(i, _)| !read.iter().any(|(parameter, _)| parameter.index() == *i));
-            let name = unread.map_or("", |(_, info)| &info.name);
-            return Err(Error::config(
-                name,
-                "this parameter is declared, but the model does not use it",
-            ));
-        }
-        let found = &tape.tensor_type(logits).shape;
-        let wanted = Shape::from([rows, self.classes]);
-        if *found != wanted {
-            let given = &found.extents()[1..];
-            let hint = match given.len() {
-                1 => "its `outputs` must be the number of classes",
-                _ => "a `flatten` layer joins the axes of an image",
-            };
-            let problem = format!(
-                "a row of the data, of shape {:?}, comes out of the last layer with shape {given:?}, \
-                 but the data has {} classes ({hint})",
-                self.row_shape, self.classes
-            );
-            return Err(Error::config("model.layers", problem));
-        }
-        let parameters = read.into_iter().map(|(_, var)| var).collect();
-        Ok(Pass { logits, labels: batch.labels, parameters, noted })
-    }
-
-    fn record_step(&self, key: StepKey) -> Result<Recording> {
-        let mut tape = Tape::new(&self.store);
-        let Pass { logits, labels, parameters, .. } =
-            self.record_forward(&mut tape, &self.parameters, &self.train, key.rows, Mode::Train)?;
-        let loss = tape.scoped("loss", |tape| {
-            ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
-        })?;
-        // Batches of one update count by their rows.
-        let share = key.rows as f32 / key.total as f32;
-        let shape = tape.tensor_type(loss.loss).shape.clone();
-        let upstream = tape.fill(shape, share);
-        let gradients = tape.vector_jacobian(&[(loss.loss, upstream)], &parameters)?;
-        let (weights, region) = (self.parameters.weights(), self.parameters.gradients());
-        let guard = Some(loss.loss);
-        let mut update = None;
-        if key.first && key.last {
-            let recorded =
-                self.optimizer.record_from(&mut tape, weights, region, &gradients, guard)?;
-            update = Some(recorded);
-        } else {
-            for (info, gradient) in self.parameters.infos().iter().zip(gradients) {
-                if key.first {
-                    tape.place(gradient, region, info.offset)?;
-                } else {
-                    let name = format!("{}.gradient", info.name);
-                    let sum = tape.persistent(&name, region, info.offset, &info.shape)?;
-                    ops::accumulate(&mut tape, sum, gradient)?;
-                }
-            }
-            if key.last {
-                update = Some(self.optimizer.record(&mut tape, weights, region, guard)?);
-            }
-        }
-        // Kept in this order: see `loss_of`.
-        tape.stop_on(loss.loss)?;
-        if self.telemetry.is_some() {
-            Telemetry::record_batch(&mut tape, &loss)?;
-        }
-        if let Some(update) = update {
-            if let Some(norm) = update.norm {
-                tape.stop_on(norm)?;
-            }
-            if let Some(telemetry) = &self.telemetry {
-                telemetry.record_update(&mut tape, update.statistics)?;
-            }
-        }
-        tape.compile(&self.store)
-    }
-
-    fn record_review(&self, data: &Resident, rows: usize) -> Result<(Recording, Var)> {
-        let mut tape = Tape::new(&self.store);
-        let parameters = self.evaluated();
-        let Pass { logits, labels, .. } =
-            self.record_forward(&mut tape, &parameters, data, rows, Mode::Eval)?;
-        let loss =
-            tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
-        tape.keep(loss.loss)?;
-        tape.keep(loss.statistics)?;
-        tape.output(logits)?;
-        Ok((tape.compile(&self.store)?, logits))
-    }
-
-    /// Loss, accuracy and margin on the test set.
-    ///
-    /// # Errors
-    /// Recording fails.
-    pub fn review(&mut self) -> Result<Review> {
-        self.review_of(self.test)
-    }
-
-    /// The same on a sample of so many rows of the test set, which are always the same; all of them where it has no more.
-    ///
-    /// # Errors
-    /// Recording fails.
-    pub fn review_sample(&mut self, rows: usize) -> Result<Review> {
-        if rows >= self.test.rows {
-            return self.review();
-        }
-        let sample = match self.sample.filter(|sample| self.store.len(sample.order) == rows) {
-            Some(sample) => sample,
-            None => {
-                let all = order(SAMPLE_SEED, 0, self.test.rows);
-                let name = format!("test.sample of {rows}");
-                Resident { order: self.store.upload(&name, &all[..rows]), ..self.test }
-            }
-        };
-        self.sample = Some(sample);
-        self.review_of(sample)
-    }
-
-    fn review_of(&mut self, data: Resident) -> Result<Review> {
-        let total = self.store.len(data.order);
-        let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
-        let all = data.order == self.test.order;
-        self.reviewed.begin(&self.store, if all { total * self.classes } else { 0 });
-        for start in (0..total).step_by(REVIEW_ROWS) {
-            let rows = REVIEW_ROWS.min(total - start);
-            let key = (data.order, rows);
-            if !self.reviews.contains(&key) {
-                let (recording, logits) = self.record_review(&data, rows)?;
-                self.reviews.get(key, || Ok(recording))?;
-                self.reviewed.recorded(key, logits);
-            }
-            let recording = self.reviews.get(key, || unreachable!("recorded above"))?;
-            let offset = self.offset;
-            recording.enqueue(&mut self.store, 1, |_, control| {
-                control.set_u64(offset, start as u64);
-            })?;
-            self.reviewed.take(recording, key, self.classes)?;
-        }
-        self.store.collect(&mut self.kept)?;
-        for (start, kept) in (0..total).step_by(REVIEW_ROWS).zip(&self.kept) {
-            let rows = REVIEW_ROWS.min(total - start) as f64;
-            let [of_batch, of_margin, _, of_right, ..] = kept.map(f64::from);
-            loss += of_batch * rows;
-            margin += of_margin * rows;
-            right += of_right;
-        }
-        let total = total as f64;
-        Ok(Review { loss: loss / total, accuracy: right / total, margin: margin / total })
     }
 
     /// The recording of a whole step of the first batch, for profiles and cost figures.

@@ -1,6 +1,7 @@
 //! A look at a trainer's test rows and weight matrices, one by one: for the end of a run.
 
-use super::{Pass, REVIEW_ROWS, Trainer};
+use super::review::REVIEW_ROWS;
+use super::{Pass, Trainer};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Mode;
