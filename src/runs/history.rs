@@ -224,6 +224,23 @@ pub(super) fn earlier(folder: &RunFolder, limit: usize) -> Result<Vec<RunFolder>
     Ok(others)
 }
 
+/// The same as paths, whether they are run folders or not, and none where the root cannot be read: that is quicker.
+pub(super) fn earlier_paths(folder: &RunFolder, limit: usize) -> Vec<PathBuf> {
+    let order = |name: String| {
+        let (_, time, n) = parse_name(&name);
+        (time, n, name)
+    };
+    let this = order(folder.name());
+    let entries = fs::read_dir(folder.root()).into_iter().flatten().flatten();
+    let mut others: Vec<_> = entries
+        .map(|entry| order(entry.file_name().to_string_lossy().into_owned()))
+        .filter(|other| *other < this)
+        .collect();
+    others.sort_by(|a, b| b.cmp(a));
+    others.truncate(limit);
+    others.into_iter().map(|(.., name)| folder.root().join(name)).collect()
+}
+
 /// One line about a run, readable or not.
 pub(super) fn summary(folder: &RunFolder) -> Summary {
     Record::load(folder).map(|record| record.summary).unwrap_or_else(|error| Summary {

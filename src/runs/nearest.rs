@@ -1,15 +1,16 @@
 //! The earlier runs that a new one is nearest to: what differs, and how they ended.
 //!
 //! Runs of the same data come first, then those of the same recipe, then the least [`distance`], then the
-//! latest. Every run's configuration is read, of the latest `LATEST`; of the journal only the end, and only that of the runs
-//! which are shown.
+//! latest. The configurations of the latest runs are read, and only the nearest are parsed; of the journal only the end, and only
+//! of the runs which are shown.
 
-use super::folder::RunFolder;
+use super::folder::{CONFIG, METRICS, RunFolder};
 use super::history::{self, State};
 use super::metrics::{self, Row};
 use super::settings::{Difference, Settings, differences, flatten, number};
 use serde::Serialize;
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fmt;
 
 /// Earlier runs that are looked at.
@@ -21,6 +22,9 @@ const NAMED: usize = 4;
 const OTHER: f64 = 1.0;
 /// The same for what changes a run's noise or its speed, and not what is trained.
 const LIGHT: f64 = 0.01;
+
+/// Settings that say which rows are trained on.
+const DATA: [&str; 4] = ["data.source", "data.path", "data.test", "data.label"];
 
 /// An earlier run beside a new one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,49 +70,101 @@ impl fmt::Display for Nearest {
 /// ratio of two numbers of one sign, and 1 for everything else that differs. What seed, threads, device,
 /// precision and the spacing of checkpoints and reviews are counts as 0.01.
 pub fn distance(a: &Settings, b: &Settings) -> f64 {
-    let apart = |difference: &Difference| match difference.key.as_str() {
+    let number_of = |value: &Option<toml::Value>| value.as_ref().and_then(number);
+    let one = |d: &Difference| apart(&d.key, number_of(&d.from), number_of(&d.to));
+    differences(a, b).iter().map(one).sum()
+}
+
+/// How far two values of a setting are apart that are not the same.
+fn apart(key: &str, from: Option<f64>, to: Option<f64>) -> f64 {
+    match key {
         "seed" | "threads" | "device" | "precision" => LIGHT,
         "train.checkpoint_seconds" | "train.review_share" => LIGHT,
-        _ => match (number_of(&difference.from), number_of(&difference.to)) {
+        _ => match (from, to) {
             (Some(a), Some(b)) if a * b > 0.0 => (a / b).ln().abs(),
             _ => OTHER,
         },
-    };
-    differences(a, b).iter().map(apart).sum()
-}
-
-fn number_of(value: &Option<toml::Value>) -> Option<f64> {
-    value.as_ref().and_then(number)
+    }
 }
 
 /// What decides which of two runs is nearer to `this`.
 fn closeness(this: &Settings, other: &Settings) -> (bool, bool, f64) {
     let differs = |key: &str| this.get(key) != other.get(key);
-    let data = ["data.source", "data.path", "data.test", "data.label"].into_iter().any(differs);
-    (data, differs("recipe"), distance(this, other))
+    (DATA.into_iter().any(differs), differs("recipe"), distance(this, other))
 }
 
 fn nearer(a: &(bool, bool, f64), b: &(bool, bool, f64)) -> Ordering {
     (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2))
 }
 
+/// Where a line of a configuration stands: its table, how many of that name came before it, and its key.
+type Place<'t> = (&'t str, usize, &'t str);
+
+/// The lines of a configuration as the crate writes it, one setting a line. To parse 200 of them takes ten times as long.
+fn lines(text: &str) -> impl Iterator<Item = (Place<'_>, &str)> {
+    let (mut table, mut number) = ("", 0);
+    text.lines().filter_map(move |line| {
+        if line.starts_with('[') {
+            number = if line == table { number + 1 } else { 0 };
+            table = line;
+        }
+        let (key, value) = line.split_once(" = ")?;
+        Some(((table, number, key), value))
+    })
+}
+
+/// [`closeness`], by lines: to choose the few configurations that are parsed.
+fn rough(this: &HashMap<Place<'_>, &str>, other: &str) -> (bool, bool, f64) {
+    let mut found = (false, false, 0.0);
+    let mut common = 0;
+    for (place, value) in lines(other) {
+        let own = this.get(&place);
+        common += usize::from(own.is_some());
+        if own != Some(&value) {
+            let (table, _, key) = place;
+            let table = table.trim_matches(['[', ']']);
+            let dotted = if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") };
+            found.0 |= DATA.contains(&dotted.as_str());
+            found.1 |= dotted == "recipe";
+            found.2 += apart(&dotted, own.and_then(|own| own.parse().ok()), value.parse().ok());
+        }
+    }
+    found.2 += OTHER * this.len().saturating_sub(common) as f64;
+    found
+}
+
 /// The nearest `count` earlier runs under the root of `folder`, whose configuration is written already. It never fails: a
 /// run that cannot be read has nothing to show, and must not keep a new one from starting.
 pub fn nearest(folder: &RunFolder, count: usize) -> Vec<Nearest> {
-    let settings = |folder: &RunFolder| flatten(&folder.config().ok()?).ok();
-    let Some(this) = settings(folder) else { return Vec::new() };
-    let earlier = history::earlier(folder, LATEST).unwrap_or_default();
-    let mut others: Vec<_> = earlier
-        .iter()
-        .filter_map(|folder| {
-            let settings = settings(folder)?;
-            Some((closeness(&this, &settings), folder, settings))
+    let Ok(text) = folder.config() else { return Vec::new() };
+    let Ok(this) = flatten(&text) else { return Vec::new() };
+    if count == 0 {
+        return Vec::new();
+    }
+    let own: HashMap<Place<'_>, &str> = lines(&text).collect();
+    let mut others: Vec<_> = history::earlier_paths(folder, LATEST)
+        .into_iter()
+        .filter_map(|path| {
+            let text = std::fs::read_to_string(path.join(CONFIG)).ok()?;
+            Some((rough(&own, &text), path, text))
         })
         .collect();
     // Stable: of two that are as near, the later one stays first.
     others.sort_by(|a, b| nearer(&a.0, &b.0));
-    others.truncate(count);
-    others.iter().map(|(_, folder, settings)| ended(folder, differences(settings, &this))).collect()
+    others.truncate(2 * count);
+    let mut exact: Vec<_> = others
+        .into_iter()
+        .filter_map(|(_, path, text)| {
+            let settings = flatten(&text).ok()?;
+            Some((closeness(&this, &settings), RunFolder::open(path).ok()?, settings))
+        })
+        .collect();
+    exact.sort_by(|a, b| nearer(&a.0, &b.0));
+    exact.truncate(count);
+    let show = |(_, folder, settings): &(_, RunFolder, Settings)| {
+        ended(folder, differences(settings, &this))
+    };
+    exact.iter().map(show).collect()
 }
 
 /// How the run of a folder ended, by the end of its journal.
@@ -116,17 +172,16 @@ fn ended(folder: &RunFolder, differences: Vec<Difference>) -> Nearest {
     let running = folder.is_running();
     let open = if running { State::Running } else { State::Interrupted };
     let name = folder.name();
-    let (state, reason, test_acc, seconds) =
-        match metrics::last(&folder.file(super::folder::METRICS)) {
-            Ok(Some(Row::Done(done))) => {
-                let state =
-                    if done.reason == "interrupted" { State::Interrupted } else { State::Finished };
-                (state, Some(done.reason), Some(done.test_acc), Some(done.seconds_training))
-            }
-            Ok(Some(Row::Epoch(epoch))) => (open, None, Some(epoch.test_acc), Some(epoch.seconds)),
-            Ok(_) => (open, None, None, None),
-            Err(error) => (State::Damaged, Some(error.to_string()), None, None),
-        };
+    let (state, reason, test_acc, seconds) = match metrics::last(&folder.file(METRICS)) {
+        Ok(Some(Row::Done(done))) => {
+            let state =
+                if done.reason == "interrupted" { State::Interrupted } else { State::Finished };
+            (state, Some(done.reason), Some(done.test_acc), Some(done.seconds_training))
+        }
+        Ok(Some(Row::Epoch(epoch))) => (open, None, Some(epoch.test_acc), Some(epoch.seconds)),
+        Ok(_) => (open, None, None, None),
+        Err(error) => (State::Damaged, Some(error.to_string()), None, None),
+    };
     let test_acc = test_acc.filter(|accuracy| accuracy.is_finite());
     Nearest { name, differences, state, reason, test_acc, seconds }
 }
@@ -187,6 +242,34 @@ mod tests {
         assert_eq!(nearer(&far_rate, &recipe), Ordering::Less);
         assert_eq!(nearer(&recipe, &data), Ordering::Less);
         assert_eq!(nearer(&near(&[]), &far_rate), Ordering::Less);
+    }
+
+    #[test]
+    fn lines_say_what_settings_say() {
+        let configs = [
+            settings_text(&[]),
+            settings_text(&[("4e-3", "2e-3"), ("= 64", "= 128")]),
+            settings_text(&[
+                ("seed = 0", "seed = 7"),
+                ("weight_decay = 0.0", "weight_decay = 0.1"),
+            ]),
+            settings_text(&[("recipe = \"digits\"", "recipe = \"mine\"")]),
+            settings_text(&[("source = \"digits\"", "source = \"idx\"\npath = \"there\"")]),
+        ];
+        for a in &configs {
+            let own: HashMap<Place<'_>, &str> = lines(a).collect();
+            for b in &configs {
+                let exact = closeness(&flatten(a).unwrap(), &flatten(b).unwrap());
+                let (data, recipe, far) = rough(&own, b);
+                assert_eq!((data, recipe), (exact.0, exact.1), "{a}\n{b}");
+                assert!((far - exact.2).abs() < 1e-12, "{a}\n{b}");
+            }
+        }
+    }
+
+    /// As the crate writes it.
+    fn settings_text(changes: &[(&str, &str)]) -> String {
+        toml::to_string(&toml::from_str::<toml::Table>(&changed(changes)).unwrap()).unwrap()
     }
 
     fn run(root: &Path, name: &str, config: &str, rows: Vec<Row>) -> RunFolder {
