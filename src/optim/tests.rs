@@ -129,7 +129,7 @@ fn the_polar_factor_is_orthonormal() {
         tape.output(of_zero).unwrap();
         let mut recording = tape.compile(&store).unwrap();
         recording.replay(&mut store).unwrap();
-        assert!(recording.read::<f32>(of_zero).unwrap().iter().all(|&x| x == 0.0));
+        assert!(recording.read(of_zero).unwrap().iter().all(|&x| x == 0.0));
         let p: Vec<f32> = recording.read(factor).unwrap();
         let wide = rows <= columns;
         let at = |vector: usize, i: usize| match wide {
