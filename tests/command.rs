@@ -444,8 +444,9 @@ fn a_time_budget_ends_the_run() {
     let lines = json_lines(&output);
     let done = lines.last().expect("done");
     assert_eq!(done["reason"], "time");
-    let seconds = done["seconds_training"].as_f64().expect("seconds");
-    assert!((0.3..1.0).contains(&seconds), "{seconds}");
+    // From its start to its report; how near it lands on a quiet machine is tested in `loops.rs`.
+    let seconds = done["seconds_total"].as_f64().expect("seconds");
+    assert!((0.2..1.0).contains(&seconds), "{seconds}");
 }
 
 #[test]

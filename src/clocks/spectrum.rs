@@ -106,10 +106,8 @@ fn eigenvalues(mut a: Vec<f64>, n: usize) -> Vec<f64> {
         let mut v = row;
         v[last - 1] -= alpha;
         let h = v.iter().map(|x| x * x).sum::<f64>() / 2.0;
-        let mut p: Vec<f64> = (0..last)
-            .map(|i| a[i * n..i * n + last].iter().zip(&v).map(|(x, y)| x * y).sum::<f64>() / h)
-            .collect();
-        let k = p.iter().zip(&v).map(|(x, y)| x * y).sum::<f64>() / (2.0 * h);
+        let mut p: Vec<f64> = (0..last).map(|i| dot(&a[i * n..i * n + last], &v) / h).collect();
+        let k = dot(&p, &v) / (2.0 * h);
         p.iter_mut().zip(&v).for_each(|(p, v)| *p -= k * v);
         for i in 0..last {
             let (vi, pi) = (v[i], p[i]);
@@ -125,6 +123,20 @@ fn eigenvalues(mut a: Vec<f64>, n: usize) -> Vec<f64> {
     beside.rotate_left(usize::from(n > 0));
     tridiagonal(&mut diagonal, &mut beside);
     diagonal
+}
+
+/// The sum of products, in eight sums side by side: one alone waits for each addition.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (a, a_rest) = a.as_chunks::<8>();
+    let (b, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 /// Sweeps for one eigenvalue, at most; two or three are usual.

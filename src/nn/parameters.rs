@@ -63,6 +63,13 @@ pub struct ParameterInfo {
     pub multiplied: bool,
 }
 
+impl ParameterInfo {
+    /// The name without its last part: that of the layer, `fc1` of `fc1.weight`.
+    pub fn layer(&self) -> &str {
+        self.name.rsplit_once('.').map_or(&self.name, |(layer, _)| layer)
+    }
+}
+
 /// The parameters of a model, as its layers declare them.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {
@@ -149,14 +156,26 @@ impl Parameters {
     /// Writes starting values into the flat region, which holds zeros.
     fn fill(&self, values: &mut [f32], seed: u64) {
         for (number, info) in self.infos.iter().enumerate() {
-            let [fan_in, fan_out] = match *info.shape.extents() {
-                [inputs, outputs] => [inputs, outputs],
-                _ => [info.shape.columns(), info.shape.columns()],
-            };
             let place = info.offset..info.offset + info.shape.elements();
-            let random = Random::new(seed, number as u64);
-            info.initial.fill(&mut values[place], fan_in, fan_out, &random);
+            self.fill_one(number, &mut values[place], seed);
         }
+    }
+
+    fn fill_one(&self, number: usize, values: &mut [f32], seed: u64) {
+        let info = &self.infos[number];
+        let [fan_in, fan_out] = match *info.shape.extents() {
+            [inputs, outputs] => [inputs, outputs],
+            _ => [info.shape.columns(), info.shape.columns()],
+        };
+        info.initial.fill(values, fan_in, fan_out, &Random::new(seed, number as u64));
+    }
+
+    /// Starting values of the parameter at this place of [`Parameters::infos`], row-major: those that
+    /// [`Parameters::initial_values`] has.
+    pub fn initial_values_of(&self, number: usize, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; self.infos[number].shape.elements()];
+        self.fill_one(number, &mut values, seed);
+        values
     }
 
     /// Allocates weights and gradients in `store` and fills the weights with starting values.

@@ -11,6 +11,7 @@ mod config;
 pub mod polar;
 mod rates;
 mod schedule;
+mod stable;
 
 pub use crate::ops::update::{Decay, Rule, Segment};
 pub use average::AverageConfig;
@@ -19,6 +20,7 @@ pub use config::OptimizerConfig;
 pub use polar::PolarWeight;
 pub use rates::Rates;
 pub use schedule::{Anneal, CycleMode, Position, Schedule};
+pub use stable::Stable;
 
 use crate::device::{Control, F32Slot};
 use crate::error::{Error, Result};

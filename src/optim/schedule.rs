@@ -28,7 +28,7 @@ pub struct Position {
 
 impl Position {
     /// Place of this step between the first one (0) and the last one (1).
-    fn horizon(self) -> f64 {
+    pub(super) fn horizon(self) -> f64 {
         match self.total_steps {
             Some(total) if total > 1 => (self.step as f64 / (total - 1) as f64).min(1.0),
             Some(_) => 0.0,

@@ -1,5 +1,6 @@
 //! Replacing a file so that a reader, and whoever comes after a crash, sees the old or the new one.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,28 @@ use crate::error::{Error, Result};
 
 /// How the name of a file ends that is not complete yet.
 const PARTIAL: &str = ".partial";
+
+thread_local! {
+    static SYNCED: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Does `work` in this thread without forcing files to disk: for many short runs that can be made again. A process
+/// that is killed still leaves whole files; a loss of power may not.
+pub fn without_sync<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SYNCED.set(self.0);
+        }
+    }
+    let _restore = Restore(SYNCED.replace(false));
+    work()
+}
+
+/// Forces the data of a file to disk, where this thread does so.
+pub fn sync_data(file: &File) -> io::Result<()> {
+    if SYNCED.get() { file.sync_data() } else { Ok(()) }
+}
 
 /// Replaces `path` by what `write` puts into an empty file.
 ///
@@ -21,7 +44,8 @@ const PARTIAL: &str = ".partial";
 pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let partial = partial_name(path);
     let mut file = File::create_new(&partial).map_err(|e| Error::io("create", path, e))?;
-    let written = write(&mut file).and_then(|()| file.sync_all());
+    let written =
+        write(&mut file).and_then(|()| if SYNCED.get() { file.sync_all() } else { Ok(()) });
     drop(file);
     if let Err(source) = written.and_then(|()| fs::rename(&partial, path)) {
         // The first failure is the one to report; a leftover is removed by the next writer.
@@ -33,7 +57,7 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> 
 
 /// Forces the names in a folder to disk, where the system has such a thing.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    if cfg!(unix) && SYNCED.get() { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 /// Removes partial files that a killed process left in `folder`. To be called only by the process

@@ -147,8 +147,66 @@ impl Record {
 pub fn list(root: &Path) -> Result<Vec<Summary>> {
     let mut runs: Vec<Summary> = folders(root)?.iter().map(summary).collect();
     // A folder that was renamed has its start from its environment, known only now.
-    runs.sort_by_cached_key(|run| (run.started.clone(), parse_name(&run.name).2, run.name.clone()));
+    runs.sort_by_cached_key(age);
     Ok(runs)
+}
+
+/// The run that people mean: a folder, or the name of one under `root`, or the beginning of the name of only one.
+///
+/// # Errors
+/// [`Error::Config`] where no run under `root` is called that, or several are; as [`RunFolder::open`] where
+/// a folder of that name is no run.
+pub fn find(root: &Path, name: &Path) -> Result<RunFolder> {
+    for path in [name.to_owned(), root.join(name)] {
+        if path.exists() {
+            return RunFolder::open(path);
+        }
+    }
+    let beginning = name.to_string_lossy();
+    let mut found = folders(root)?;
+    found.retain(|folder| folder.name().starts_with(&*beginning));
+    let mut names: Vec<String> = found.iter().map(RunFolder::name).collect();
+    names.sort();
+    match (found.pop(), names.len()) {
+        (Some(folder), 1) => Ok(folder),
+        (None, _) => {
+            let problem = format!("no run in {} is called that, or begins so", root.display());
+            Err(Error::config(format!("run '{beginning}'"), problem))
+        }
+        (_, count) => {
+            let shown = names[..count.min(4)].join(", ");
+            let more = if count > 4 { ", ..." } else { "" };
+            let problem = format!("{count} runs begin so: {shown}{more}");
+            Err(Error::config(format!("run '{beginning}'"), problem))
+        }
+    }
+}
+
+/// All that the runs under `root` say, oldest first, and one line about those that cannot be read.
+///
+/// # Errors
+/// [`Error::Io`] where the root cannot be read.
+pub fn records(root: &Path) -> Result<Vec<Record>> {
+    let mut records: Vec<Record> = folders(root)?
+        .iter()
+        .map(|folder| {
+            Record::load(folder).unwrap_or_else(|_| Record {
+                summary: summary(folder),
+                config: None,
+                environment: None,
+                steps: Vec::new(),
+                epochs: Vec::new(),
+                done: None,
+            })
+        })
+        .collect();
+    records.sort_by_cached_key(|record| age(&record.summary));
+    Ok(records)
+}
+
+/// What runs are ordered by.
+fn age(run: &Summary) -> (Option<String>, u32, String) {
+    (run.started.clone(), parse_name(&run.name).2, run.name.clone())
 }
 
 /// The last `limit` runs under the root of `folder` that began before it, newest first.
@@ -282,6 +340,31 @@ mod tests {
         let earlier: Vec<String> =
             earlier(&running, 2).unwrap().iter().map(RunFolder::name).collect();
         assert_eq!(earlier, ["digits-20260102-000000-2", "mnist-20260101-000000"]);
+    }
+
+    #[test]
+    fn a_run_is_found_by_path_name_and_beginning() {
+        let scratch = Scratch::new();
+        let root = scratch.path();
+        for name in ["digits-20260101-000000", "digits-20260102-000000", "mnist-20260101-000000"] {
+            run(root, name, vec![]);
+        }
+        let found = |name: &str| find(root, Path::new(name)).map(|folder| folder.name());
+        assert_eq!(found("mnist").unwrap(), "mnist-20260101-000000");
+        assert_eq!(found("digits-20260102").unwrap(), "digits-20260102-000000");
+        assert_eq!(found("digits-20260101-000000").unwrap(), "digits-20260101-000000");
+        let path = root.join("mnist-20260101-000000");
+        assert_eq!(find(Path::new("elsewhere"), &path).unwrap().path(), path);
+        let text = found("digits").unwrap_err().to_string();
+        assert!(text.contains("'digits'") && text.contains("2 runs"), "{text}");
+        let text = found("chars").unwrap_err().to_string();
+        assert!(text.contains("'chars'") && text.contains("no run"), "{text}");
+        fs::create_dir(root.join("foreign")).unwrap();
+        assert!(found("foreign").unwrap_err().to_string().contains("not the folder of a run"));
+        let names: Vec<String> =
+            records(root).unwrap().into_iter().map(|record| record.summary.name).collect();
+        assert_eq!(names.len(), 3);
+        assert_eq!(names[0], "digits-20260101-000000");
     }
 
     #[test]

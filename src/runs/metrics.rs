@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -182,7 +182,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn flush(&mut self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io("write", &self.path, e))
+        atomic::sync_data(&self.file).map_err(|e| Error::io("write", &self.path, e))
     }
 
     /// Drops the rows of steps after `step`, and every [`Done`]: a run that is resumed from the
@@ -221,6 +221,35 @@ impl Journal {
 pub fn read(path: &Path) -> Result<Vec<Row>> {
     let text = fs::read(path).map_err(|e| Error::io("read", path, e))?;
     Ok(parse(path, &text)?.into_iter().map(|(row, _)| row).collect())
+}
+
+/// Bytes at the end of a journal in which its last review or its end is looked for first.
+const TAIL: u64 = 16 << 10;
+
+/// The last review or the end of a run, whichever its journal has last; the journal is read from behind, and
+/// whole only where its end has neither.
+///
+/// # Errors
+/// As [`read`].
+pub fn last(path: &Path) -> Result<Option<Row>> {
+    let wanted = |rows: Vec<(Row, &[u8])>| {
+        rows.into_iter().map(|(row, _)| row).rfind(|row| !matches!(row, Row::Step(_)))
+    };
+    let failed = |e| Error::io("read", path, e);
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    if let Some(start) = length.checked_sub(TAIL) {
+        let mut tail = Vec::with_capacity(TAIL as usize);
+        file.seek(SeekFrom::Start(start)).map_err(failed)?;
+        file.read_to_end(&mut tail).map_err(failed)?;
+        // The first line may have begun before; and a damaged one is named by its number, which takes them all.
+        let line = tail.iter().position(|&b| b == b'\n').map_or(tail.len(), |at| at + 1);
+        if let Some(row) = parse(path, &tail[line..]).ok().and_then(wanted) {
+            return Ok(Some(row));
+        }
+    }
+    let text = fs::read(path).map_err(failed)?;
+    Ok(wanted(parse(path, &text)?))
 }
 
 /// The rows of the whole lines of `text`, each with its line.
@@ -366,6 +395,35 @@ pub(super) mod tests {
             let text = read(&path).unwrap_err().to_string();
             assert!(text.contains(METRICS) && text.contains("line 3"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_last_review_or_end_is_found_from_behind() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join(METRICS);
+        let text = |rows: &[Row]| rows.iter().map(|row| row.to_json() + "\n").collect::<String>();
+        let steps: Vec<Row> = (1..1000).map(|n| step(n, 1.0).into()).collect();
+        let review = Row::from(epoch(1, 10, 0.9));
+        let end = Row::from(done(20, 0.95));
+        let long = |at: usize| {
+            let mut rows = steps.clone();
+            rows.insert(at, review.clone());
+            rows
+        };
+        fs::write(&path, "").unwrap();
+        assert_eq!(last(&path).unwrap(), None);
+        for (rows, wanted) in [
+            (steps.clone(), None),
+            (long(0), Some(&review)),
+            (long(900), Some(&review)),
+            ([long(3), vec![end.clone()]].concat(), Some(&end)),
+            (vec![review.clone(), step(11, 0.5).into()], Some(&review)),
+        ] {
+            fs::write(&path, text(&rows) + "{\"event\":\"do").unwrap();
+            assert_eq!(last(&path).unwrap().as_ref(), wanted);
+        }
+        fs::write(&path, format!("?\n{}", text(&long(0)))).unwrap();
+        assert!(last(&path).unwrap_err().to_string().contains("line 1"));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | `environment.json`  | machine, compiler, commit, date: [`Environment`]     | once, atomically       |
 //! | `metrics.jsonl`     | one [`Row`] a line: the [`Journal`]                  | appended               |
 //! | `model.safetensors` | weights, optimizer state, position: [`Checkpoint`]   | replaced, atomically   |
+//! | `closing.json`      | findings after the last step: [`Closing`]            | replaced, atomically   |
 //! | `report.html`       | one page that opens without a network: [`render`]   | replaced, atomically   |
 //!
 //! A process that is killed at any moment leaves each of them whole, but for a half-written last
@@ -17,22 +18,40 @@
 mod atomic;
 pub mod checkpoint;
 pub mod clocks;
+pub mod closing;
+pub mod compare;
 pub mod environment;
 pub mod folder;
 pub mod history;
 pub mod metrics;
+pub mod nearest;
 pub mod page;
+pub mod picture;
 mod plot;
+pub mod rank;
 pub mod report;
+pub mod settings;
 pub mod time;
 
+pub use atomic::without_sync;
 pub use checkpoint::Checkpoint;
 pub use clocks::Clocks;
+pub use closing::Closing;
 pub use environment::Environment;
 pub use folder::RunFolder;
 pub use history::{Record, State, Summary, list};
 pub use metrics::{Done, Epoch, Journal, Row, Step};
+pub use nearest::{Nearest, nearest};
 pub use report::render;
+
+/// Replaces a file: whoever opens it sees all of the old one or all of the new one.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io) naming the file.
+pub fn replace_file(path: &std::path::Path, text: &str) -> crate::Result<()> {
+    use std::io::Write;
+    atomic::replace(path, |file| file.write_all(text.as_bytes()))
+}
 
 #[cfg(test)]
 mod scratch {

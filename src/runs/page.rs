@@ -1,20 +1,38 @@
 //! A page of its own: style sheet and charts within, no script, nothing fetched. What reports and experiments share.
 
-use super::plot::escape;
-pub use super::plot::{Chart, Line, Scale};
+pub use super::plot::{Chart, Line, Mark, Panel, Panels, Scale, escape};
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("report.css");
 
 /// The beginning of a page, up to its content: the browser is forbidden to fetch anything.
 pub(super) fn head(title: &str) -> String {
+    format!("{}<body><main>\n", head_of(title, "", ""))
+}
+
+/// A page that `live.js` beside it keeps up to date from `content`; without scripts it is fetched again every two seconds.
+pub fn live(title: &str, version: &str, content: &str) -> String {
+    let head = head_of(
+        title,
+        "; script-src 'self'; connect-src 'self'",
+        "<script src=\"live.js\" defer></script>\
+         <noscript><meta http-equiv=\"refresh\" content=\"2\"></noscript>",
+    );
+    format!(
+        "{head}<body><p id=\"live\" class=\"live\" role=\"status\">Live</p>\
+         <main data-version=\"{}\">\n{content}{TAIL}",
+        escape(version)
+    )
+}
+
+fn head_of(title: &str, policy: &str, more: &str) -> String {
     let title = escape(title);
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" \
-         content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:{policy}\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title} – twoclocks</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
+         <title>{title} – twoclocks</title>\n<style>{STYLE}</style>{more}</head>\n"
     )
 }
 

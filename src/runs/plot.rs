@@ -2,6 +2,10 @@
 //!
 //! Colours and strokes are classes, so that the page's style sheet decides about light and dark.
 
+mod panels;
+
+pub use panels::{Mark, Panel, Panels};
+
 use std::fmt::Write;
 
 /// Drawing area in user units, and the space around it for labels.
@@ -11,6 +15,8 @@ const LEFT: f64 = 58.0;
 const RIGHT: f64 = 22.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 40.0;
+/// Where the x axis of a chart lies.
+const AXIS: f64 = HEIGHT - BOTTOM;
 /// A line of more points than this is thinned; a chart is not that many pixels wide.
 const MAX_POINTS: usize = 400;
 /// A line of more points than this has no mark on each.
@@ -136,82 +142,71 @@ impl Scale {
 impl Chart {
     /// The chart as a `<figure>`.
     pub fn render(&self) -> String {
-        let finite = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
-            points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect()
+        let x_high = furthest(&self.lines);
+        let Some((frame, floor)) = self.scale.frame(&self.lines, x_high, TOP, AXIS) else {
+            return figure(&self.title, &self.y_label, &legend(&self.lines), HEIGHT, nothing());
         };
-        let all: Vec<(f64, f64)> =
-            self.lines.iter().flat_map(|line| finite(&line.points)).collect();
+        let mut svg = String::new();
+        frame.y_axis(&mut svg, self.scale, floor);
+        frame.x_axis(&mut svg, &self.x_label);
+        for line in &self.lines {
+            frame.line(&mut svg, line, self.scale, floor, &self.x_label);
+        }
+        figure(&self.title, &self.y_label, &legend(&self.lines), HEIGHT, &svg)
+    }
+}
+
+/// The largest x of all points that can be drawn, or 1.
+fn furthest(lines: &[Line]) -> f64 {
+    let points = lines.iter().flat_map(|line| &line.points);
+    let finite = points.filter(|p| p.0.is_finite() && p.1.is_finite());
+    let x_high = finite.map(|p| p.0).fold(0.0, f64::max);
+    if x_high > 0.0 { x_high } else { 1.0 }
+}
+
+/// The names of lines with a sample of each.
+fn legend(lines: &[Line]) -> String {
+    let mut legend = String::new();
+    for line in lines.iter().filter(|line| !line.name.is_empty()) {
+        let (class, name) = (line.class, escape(&line.name));
+        let _ = write!(
+            legend,
+            "<span class=\"key\"><svg width=\"22\" height=\"8\" aria-hidden=\"true\">\
+             <path class=\"line {class}\" d=\"M1 4H21\"/></svg>{name}</span>"
+        );
+    }
+    legend
+}
+
+impl Scale {
+    /// A frame around all values of these lines, and the `floor` of [`Scale::forward`]; `None` where there
+    /// are none.
+    fn frame(self, lines: &[Line], x_high: f64, top: f64, bottom: f64) -> Option<(Frame, f64)> {
+        let all = || {
+            let points = lines.iter().flat_map(|line| &line.points);
+            points.filter(|p| p.0.is_finite() && p.1.is_finite())
+        };
         // Half of the smallest distance to 1 that occurs stands for none at all.
-        let floor = all.iter().map(|p| 1.0 - p.1).filter(|&d| d > 0.0).fold(f64::MAX, f64::min);
+        let floor = all().map(|p| 1.0 - p.1).filter(|&d| d > 0.0).fold(f64::MAX, f64::min);
         let floor = if floor < 1.0 { floor / 2.0 } else { 1e-3 };
-        let up = |value| self.scale.forward(value, floor);
-        let heights = all.iter().map(|p| up(p.1)).filter(|h| h.is_finite());
+        let heights = all().map(|p| self.forward(p.1, floor)).filter(|h| h.is_finite());
         let (mut low, mut high) =
             heights.fold((f64::MAX, f64::MIN), |(low, high), h| (low.min(h), high.max(h)));
-        let x_high = all.iter().map(|p| p.0).fold(0.0, f64::max);
-        let x_high = if x_high > 0.0 { x_high } else { 1.0 };
-
-        let mut legend = String::new();
-        for line in self.lines.iter().filter(|line| !line.name.is_empty()) {
-            let (class, name) = (line.class, escape(&line.name));
-            let _ = write!(
-                legend,
-                "<span class=\"key\"><svg width=\"22\" height=\"8\" aria-hidden=\"true\">\
-                 <path class=\"line {class}\" d=\"M1 4H21\"/></svg>{name}</span>"
-            );
-        }
-        let mut svg = String::new();
         if low > high {
-            let _ = write!(svg, "{}", nothing());
-            return figure(&self.title, &self.y_label, &legend, &svg);
+            return None;
         }
-        if self.scale == Scale::FromZero {
+        if self == Scale::FromZero {
             low = low.min(0.0);
         }
         let pad = if high > low { 0.06 * (high - low) } else { 0.1 * high.abs().max(0.1) };
         high += pad;
-        low = match self.scale {
+        low = match self {
             Scale::FromZero => low,
             // No share lies under 0 %.
             Scale::Share => (low - pad).max(0.0),
             Scale::Linear | Scale::Log => low - pad,
         };
-        let frame = Frame { x_high, low, high };
-        for (value, label) in self.scale.ticks(self.scale.inverse(low), self.scale.inverse(high)) {
-            frame.y_tick(&mut svg, up(value), &label);
-        }
-        for (value, label) in linear_ticks(0.0, x_high, false) {
-            frame.x_tick(&mut svg, value, &label);
-        }
-        frame.x_label(&mut svg, &self.x_label);
-        for line in &self.lines {
-            let thinned = thin(&line.points, MAX_POINTS);
-            let points: Vec<(f64, f64)> =
-                thinned.iter().map(|p| (frame.x(p.0), frame.y(up(p.1)))).collect();
-            let _ = write!(svg, "<path class=\"line {}\" d=\"{}\"/>", line.class, path(&points));
-            if !line.marks || line.points.len() > MAX_MARKS {
-                continue;
-            }
-            for (&(x, y), &(cx, cy)) in thinned.iter().zip(&points) {
-                if !(cx.is_finite() && cy.is_finite()) {
-                    continue;
-                }
-                let value = match self.scale {
-                    Scale::Share => format!("{} %", trimmed(100.0 * y, 3)),
-                    _ => short(y),
-                };
-                let title = format!("{}: {value} at {} {}", line.title, short(x), self.x_label);
-                let _ = write!(
-                    svg,
-                    "<circle class=\"dot {}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"2.2\"/>\
-                     <circle class=\"hit\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"8\">\
-                     <title>{}</title></circle>",
-                    line.class,
-                    escape(&title)
-                );
-            }
-        }
-        figure(&self.title, &self.y_label, &legend, &svg)
+        Some((Frame { x_high, low, high, top, bottom }, floor))
     }
 }
 
@@ -233,11 +228,11 @@ impl Bars {
         let high = high.fold(0.0, f64::max);
         let mut svg = String::new();
         if high == 0.0 {
-            return figure(&self.title, &self.y_label, &legend, nothing());
+            return figure(&self.title, &self.y_label, &legend, HEIGHT, nothing());
         }
         let count = self.bars.len() as f64;
         // Bars stand in the middle of their number: 1 lies at 0.5.
-        let frame = Frame { x_high: count, low: 0.0, high: 1.06 * high };
+        let frame = Frame { x_high: count, low: 0.0, high: 1.06 * high, top: TOP, bottom: AXIS };
         for (value, label) in linear_ticks(0.0, frame.high, false) {
             frame.y_tick(&mut svg, value, &label);
         }
@@ -264,15 +259,17 @@ impl Bars {
             }
         }
         frame.x_label(&mut svg, &self.x_label);
-        figure(&self.title, &self.y_label, &legend, &svg)
+        figure(&self.title, &self.y_label, &legend, HEIGHT, &svg)
     }
 }
 
-/// The drawing area: x from 0 to `x_high`, y from `low` to `high`.
+/// A drawing area: x from 0 to `x_high`, y from `low` at the place `bottom` to `high` at `top`.
 struct Frame {
     x_high: f64,
     low: f64,
     high: f64,
+    top: f64,
+    bottom: f64,
 }
 
 impl Frame {
@@ -281,7 +278,56 @@ impl Frame {
     }
 
     fn y(&self, y: f64) -> f64 {
-        HEIGHT - BOTTOM - (y - self.low) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+        self.bottom - (y - self.low) / (self.high - self.low) * (self.bottom - self.top)
+    }
+
+    /// Lines and labels at round values.
+    fn y_axis(&self, svg: &mut String, scale: Scale, floor: f64) {
+        let ticks = scale.ticks(scale.inverse(self.low), scale.inverse(self.high));
+        // As many as there is room for.
+        let most = ((self.bottom - self.top) / 22.0).max(2.0) as usize;
+        let every = ticks.len().div_ceil(most).max(1);
+        for (value, label) in ticks.into_iter().step_by(every) {
+            self.y_tick(svg, scale.forward(value, floor), &label);
+        }
+    }
+
+    /// The axis with its marks and what is plotted along it.
+    fn x_axis(&self, svg: &mut String, label: &str) {
+        for (value, label) in linear_ticks(0.0, self.x_high, false) {
+            self.x_tick(svg, value, &label);
+        }
+        self.x_label(svg, label);
+    }
+
+    /// A line, and marks with titles on its points where they are few.
+    fn line(&self, svg: &mut String, line: &Line, scale: Scale, floor: f64, x_label: &str) {
+        let thinned = thin(&line.points, MAX_POINTS);
+        let up = |value| scale.forward(value, floor);
+        let points: Vec<(f64, f64)> =
+            thinned.iter().map(|p| (self.x(p.0), self.y(up(p.1)))).collect();
+        let _ = write!(svg, "<path class=\"line {}\" d=\"{}\"/>", line.class, path(&points));
+        if !line.marks || line.points.len() > MAX_MARKS {
+            return;
+        }
+        for (&(x, y), &(cx, cy)) in thinned.iter().zip(&points) {
+            if !(cx.is_finite() && cy.is_finite()) {
+                continue;
+            }
+            let value = match scale {
+                Scale::Share => format!("{} %", trimmed(100.0 * y, 3)),
+                _ => short(y),
+            };
+            let title = format!("{}: {value} at {} {x_label}", line.title, short(x));
+            let _ = write!(
+                svg,
+                "<circle class=\"dot {}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"2.2\"/>\
+                 <circle class=\"hit\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"8\">\
+                 <title>{}</title></circle>",
+                line.class,
+                escape(&title)
+            );
+        }
     }
 
     fn y_tick(&self, svg: &mut String, at: f64, label: &str) {
@@ -296,7 +342,7 @@ impl Frame {
     }
 
     fn x_tick(&self, svg: &mut String, at: f64, label: &str) {
-        let (x, bottom) = (self.x(at), HEIGHT - BOTTOM);
+        let (x, bottom) = (self.x(at), self.bottom);
         let _ = write!(
             svg,
             "<path class=\"axis\" d=\"M{x:.1} {bottom}v4\"/>\
@@ -307,24 +353,24 @@ impl Frame {
     }
 
     fn x_label(&self, svg: &mut String, label: &str) {
-        let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+        let (bottom, right) = (self.bottom, WIDTH - RIGHT);
         let _ = write!(
             svg,
             "<path class=\"axis\" d=\"M{LEFT} {bottom}H{right}\"/>\
              <text class=\"mid\" x=\"{}\" y=\"{}\">{}</text>",
             (LEFT + right) / 2.0,
-            HEIGHT - 6.0,
+            bottom + 34.0,
             escape(label)
         );
     }
 }
 
-fn figure(title: &str, y_label: &str, legend: &str, svg: &str) -> String {
+fn figure(title: &str, y_label: &str, legend: &str, height: f64, svg: &str) -> String {
     let (title, y_label) = (escape(title), escape(y_label));
     format!(
         "<figure><figcaption><b>{title}</b> <span class=\"unit\">{y_label}</span>\
          <span class=\"legend\">{legend}</span></figcaption>\
-         <svg class=\"plot\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+         <svg class=\"plot\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
          aria-label=\"{title}, {y_label}\">{svg}</svg></figure>\n"
     )
 }

@@ -1,14 +1,19 @@
 //! `report.html`: one page about a run that opens without a network, beside the runs before it.
 //!
-//! Everything is in the page: style sheet, charts as inline SVG, no script. A content security
+//! Everything is in the page: style sheet, charts as inline SVG, pictures as data, no script. A content security
 //! policy in its head forbids the browser to fetch anything.
+
+mod findings;
+mod two_clocks;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::error::Result;
+use crate::runs::closing::Closing;
 use crate::runs::folder::{REPORT, RunFolder};
 use crate::runs::history::{self, Record, State, Summary};
 use crate::runs::metrics::Epoch;
@@ -29,34 +34,70 @@ const EPOCHS_LISTED: usize = 500;
 /// [`Error::Data`](crate::Error::Data) where a file of this run is damaged (a damaged earlier run is
 /// listed as such), [`Error::Io`](crate::Error::Io) where the page cannot be written.
 pub fn render(folder: &RunFolder) -> Result<()> {
-    let record = Record::load(folder)?;
-    let mut earlier = Vec::new();
-    for folder in history::earlier(folder, EARLIER_LISTED)? {
-        match Record::load(&folder) {
-            Ok(record) => earlier.push((record.summary, record.epochs)),
-            Err(_) => earlier.push((history::summary(&folder), Vec::new())),
+    let content = Report::open(folder.path())?.content()?;
+    let page = format!("{}{content}{}", page::head(&folder.name()), page::TAIL);
+    folder.write_atomic(REPORT, page.as_bytes())
+}
+
+/// A run and those before it, to be shown again while it goes on.
+#[derive(Debug)]
+pub struct Report {
+    folder: RunFolder,
+    earlier: Vec<(Summary, Vec<Epoch>)>,
+}
+
+impl Report {
+    /// Opens the folder of a run and reads the earlier runs, once.
+    ///
+    /// # Errors
+    /// The folder is not one of a run, or the root of the runs cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let folder = RunFolder::open(path)?;
+        let mut earlier = Vec::new();
+        for folder in history::earlier(&folder, EARLIER_LISTED)? {
+            match Record::load(&folder) {
+                Ok(record) => earlier.push((record.summary, record.epochs)),
+                Err(_) => earlier.push((history::summary(&folder), Vec::new())),
+            }
         }
+        Ok(Report { folder, earlier })
     }
-    folder.write_atomic(REPORT, page(&record, &earlier).as_bytes())
+
+    /// What the page of the run shows now, without its head.
+    ///
+    /// # Errors
+    /// As [`render`].
+    pub fn content(&self) -> Result<String> {
+        let record = Record::load(&self.folder)?;
+        let closing = Closing::read(&self.folder)?;
+        Ok(content(&record, closing.as_ref(), &self.earlier))
+    }
 }
 
 /// The page of one run; `earlier` runs with their epochs, newest first.
-fn page(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> String {
-    let mut html = page::head(&record.summary.name);
-    html.push_str(&headline(record, earlier));
-    html.push_str("<section class=\"plots\">\n");
+fn content(
+    record: &Record,
+    closing: Option<&Closing>,
+    earlier: &[(Summary, Vec<Epoch>)],
+) -> String {
+    let mut html = headline(record, earlier);
+    html.push_str(&two_clocks::section(record));
+    html.push_str("<section><h2>Curves</h2><div class=\"plots\">\n");
     for chart in charts(record, earlier) {
         html.push_str(&chart);
     }
-    html.push_str("</section>\n");
+    html.push_str("</div></section>\n");
+    html.push_str(&findings::sections(record, closing));
     html.push_str(&earlier_table(&record.summary, earlier));
     html.push_str(&epoch_table(&record.epochs));
     if let Some(config) = &record.config {
         let config = escape(config);
-        let _ = writeln!(html, "<section><h2>Configuration</h2><pre>{config}</pre></section>");
+        let _ = writeln!(
+            html,
+            "<section><h2>Configuration</h2><pre tabindex=\"0\">{config}</pre></section>"
+        );
     }
     html.push_str(&environment_table(record));
-    html.push_str(page::TAIL);
     html
 }
 
@@ -151,11 +192,7 @@ fn charts(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> Vec<String> {
         .collect();
     let latest = |epochs: &[Epoch]| epochs.last().map_or(0.0, |e| e.seconds);
     let longest = drawn.iter().map(|(_, e)| latest(e)).fold(latest(epochs), f64::max);
-    let (unit, unit_seconds) = match longest {
-        s if s >= 7200.0 => ("hours of training", 3600.0),
-        s if s >= 300.0 => ("minutes of training", 60.0),
-        _ => ("seconds of training", 1.0),
-    };
+    let (unit, unit_seconds) = unit_of_time(longest);
     let by_time = |epochs: &[Epoch], value: &dyn Fn(&Epoch) -> f64| -> Vec<(f64, f64)> {
         epochs.iter().map(|e| (e.seconds / unit_seconds, value(e))).collect()
     };
@@ -192,17 +229,12 @@ fn charts(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> Vec<String> {
     let (title, y_label) = ("Time per epoch".into(), "seconds".into());
     charts.push(Bars { title, y_label, x_label: "epoch".into(), parts, bars }.render());
 
-    if epochs.iter().any(|e| e.margin.is_finite()) {
-        let points = by_step(&|e| e.margin);
-        let lines = vec![Line { name: String::new(), ..line("margin", "s4", points) }];
-        charts.push(chart("Margin", "mean logit margin, test", "steps", Scale::Linear, lines));
-    }
     for (key, series) in extra(epochs) {
         let count = series.len();
-        let note = match count.checked_sub(SERIES.len()) {
-            Some(more) if more > 0 => format!("first {} of {count}", SERIES.len()),
-            _ => String::new(),
-        };
+        let (title, mut note, scale) = figure_of(&key);
+        if count > SERIES.len() {
+            let _ = write!(note, ", first {} of {count}", SERIES.len());
+        }
         let lines = series
             .into_iter()
             .zip(SERIES)
@@ -211,13 +243,47 @@ fn charts(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> Vec<String> {
                 Line { name, ..line(&title, class, points) }
             })
             .collect();
-        charts.push(chart(&heading(&key), &note, "steps", Scale::Linear, lines));
+        charts.push(chart(&title, &note, "steps", scale, lines));
     }
     charts
 }
 
+/// Name and seconds of the unit for a time axis that is so long.
+fn unit_of_time(longest: f64) -> (&'static str, f64) {
+    match longest {
+        s if s >= 7200.0 => ("hours of training", 3600.0),
+        s if s >= 300.0 => ("minutes of training", 60.0),
+        _ => ("seconds of training", 1.0),
+    }
+}
+
 fn line(name: &str, class: &'static str, points: Vec<(f64, f64)>) -> Line {
     Line { class, ..Line::new(name, 0, points) }
+}
+
+/// Heading, unit and scale of the chart of a further figure.
+fn figure_of(key: &str) -> (String, String, Scale) {
+    let (unit, scale) = match key {
+        "stable_rank" => ("‖W‖² / ‖W‖₂², by layer", Scale::Linear),
+        "weight_norm" => ("Frobenius, by layer", Scale::Linear),
+        "gradient_norm" => ("root mean square, log scale", Scale::Log),
+        "radial" => ("0 where the norm stands still, log scale", Scale::Log),
+        "balance" => ("of layers in a row, 0 is balanced", Scale::Linear),
+        "gate_flips" => ("share that changed since the last look", Scale::FromZero),
+        "collapse" => ("0 is collapsed, log scale", Scale::Log),
+        "saturated" => ("share of training rows", Scale::FromZero),
+        "logit_rms" => ("root mean square", Scale::Linear),
+        _ => ("", Scale::Linear),
+    };
+    let title = match key {
+        "radial" => "Stationarity residual".to_owned(),
+        "logit_rms" => "Logit scale".to_owned(),
+        "saturated" => "Numerically saturated".to_owned(),
+        "collapse" => "Neural collapse".to_owned(),
+        "schatten" => "Schatten quasi-norm".to_owned(),
+        key => heading(key),
+    };
+    (title, unit.to_owned(), scale)
 }
 
 /// A key of the journal as the heading of a chart: `stable_rank` is "Stable rank".
@@ -234,7 +300,8 @@ type Series = (String, Vec<(f64, f64)>);
 fn extra(epochs: &[Epoch]) -> BTreeMap<String, Vec<Series>> {
     let mut charts: BTreeMap<String, Vec<Series>> = BTreeMap::new();
     for epoch in epochs {
-        for (key, value) in &epoch.extra {
+        let others = epoch.extra.iter().filter(|(key, _)| !two_clocks::DRAWN.contains(&&key[..]));
+        for (key, value) in others {
             let values: Vec<(String, &Value)> = match value {
                 Value::Array(values) => {
                     values.iter().enumerate().map(|(n, v)| (n.to_string(), v)).collect()

@@ -3,6 +3,8 @@ use std::path::Path;
 
 use super::*;
 use crate::runs::Environment;
+use crate::runs::clocks::{Clocks, Estimate, Eta, Reached, Said, Tail};
+use crate::runs::closing::tests::closing;
 use crate::runs::metrics::tests::{done, epoch, step};
 use crate::runs::metrics::{Journal, Row};
 use crate::runs::scratch::Scratch;
@@ -18,6 +20,7 @@ fn rendered(folder: &RunFolder) -> String {
 /// Nothing in the page makes a browser ask for anything.
 fn fetches_nothing(html: &str) {
     let lower = html.to_lowercase();
+    let lower = lower.replace("src=\"data:image/png;base64,", "");
     let ways = ["http://", "https://", "src=", "href=", "@import", "url(", "<link", "<script"];
     for way in ways {
         assert!(!lower.contains(way), "{way} in the report");
@@ -53,6 +56,39 @@ fn run(root: &Path, name: &str, rows: Vec<Row>) -> RunFolder {
     folder
 }
 
+/// What a run found of its clocks.
+fn clocks(steps: f64, seconds: f64) -> Clocks {
+    let reached = |level, share| Reached { level, step: share * steps, seconds: share * seconds };
+    let estimate = |value: f64| Estimate { value, low: 0.8 * value, high: 1.3 * value };
+    let said = |verdict: &str, reviews| Said {
+        verdict: verdict.into(),
+        reason: "fitted, loss 0.02 < 0.05; C is <0.2>, far below 2".into(),
+        reviews,
+        settled: reviews >= 3,
+    };
+    Clocks {
+        fit: vec![reached(1.0, 0.1), reached(0.3, 0.3), reached(0.1, 0.6)],
+        simple: vec![reached(0.9, 0.17), reached(0.75, 0.42), reached(0.5, 0.83)],
+        loss: Some(0.02),
+        accuracy: Some(0.999),
+        margin: Some(11.0),
+        least_margin: Some(1.0),
+        growth: Some(estimate(5.5)),
+        saturated: Some(0.031),
+        tail_exponent: Some(Tail { theta: estimate(0.52), law: "not told apart".into() }),
+        next: Some(Eta { level: 0.01, early: 1.5, late: None }),
+        contraction: Some(0.2),
+        planned: Some(0.2),
+        stable_rank: Some([9.0, 8.0]),
+        excess_rank: Some(0.4),
+        gate_flips: Some(0.012),
+        done_in: Some(40.0),
+        ratio: Some([1.4, 1.5]),
+        advice: vec![said("stop and bank", 3), said("norm decay is inert here", 1)],
+        ..Clocks::default()
+    }
+}
+
 /// A run as one of digits looks: loss falls, accuracy rises, one cycle of the learning rate.
 fn trained(root: &Path, name: &str, epochs: u64, speed: f64, end: &str) -> RunFolder {
     let mut rows = Vec::new();
@@ -73,6 +109,12 @@ fn trained(root: &Path, name: &str, epochs: u64, speed: f64, end: &str) -> RunFo
             (row.lr, row.seconds, row.margin) = (lr, seconds, 9.0 * progress);
             row.review_seconds = 0.06 + 0.02 * progress;
             row.extra.insert("stable_rank".into(), serde_json::json!([9.0 - progress, 4.5, 2.0]));
+            row.extra.insert("excess_rank".into(), serde_json::json!(1.0 - 0.6 * progress));
+            row.extra.insert("contraction".into(), serde_json::json!(0.2 * progress));
+            row.extra.insert("planned_contraction".into(), serde_json::json!(0.2));
+            row.extra.insert("train_margin".into(), serde_json::json!(11.0 * progress));
+            row.extra.insert("least_margin".into(), serde_json::json!(4.0 * progress - 3.0));
+            row.extra.insert("advice".into(), serde_json::json!("keep going: the loss <falls>"));
             row.extra.insert("weight_norm".into(), serde_json::json!(20.0 - 3.0 * progress));
             rows.push(row.into());
         }
@@ -83,6 +125,8 @@ fn trained(root: &Path, name: &str, epochs: u64, speed: f64, end: &str) -> RunFo
     row.seconds_training = 0.004 * steps as f64 / speed;
     row.seconds_total = row.seconds_training + 1.2;
     row.seconds_to_target = Some(0.8 * row.seconds_training);
+    let (all, seconds) = (steps as f64, row.seconds_training);
+    row.extra.insert(crate::runs::clocks::KEY.into(), clocks(all, seconds).to_value());
     rows.push(row.into());
     let folder = run(root, name, rows);
     folder.write_config("[train]\nrecipe = \"digits\"\nlr = 0.003 # <one cycle>\n").unwrap();
@@ -108,6 +152,7 @@ fn a_finished_run_stands_beside_the_earlier_ones() {
     fs::write(root.join("digits-20260101-130000/metrics.jsonl"), "<broken>\n").unwrap();
     trained(root, "digits-20260103-100000", 9, 0.9, "the future");
     let folder = trained(root, "digits-20260102-100000", 10, 1.1, "target");
+    closing(1200).write(&folder).unwrap();
     let html = rendered(&folder);
     keep(&html, "finished.html");
     for expected in [
@@ -123,10 +168,59 @@ fn a_finished_run_stands_beside_the_earlier_ones() {
         "Weight norm",
         "Time per epoch",
         "<title>test: ",
+        // Both clocks
+        "Advice: stop and bank",
+        "C is &lt;0.2&gt;, far below 2",
+        "3 reviews in a row said so.",
+        "One review said so: not settled.",
+        "validation decides",
+        "<title>excess loss 0.3 at step 360, 1.31 s</title>",
+        "<title>50 % of the excess rank left at step 996, 3.62 s</title>",
+        "<td>5.5 (4.4 to 7.15)</td>",
+        "<td>1.50 s to never</td>",
+        "1.4 in steps, 1.5 in time",
+        "rate × decay, 0.2 as planned",
+        "<title>excess rank left: 1 at 0 seconds of training</title>",
+        // Findings
+        "158 of 168 test rows are right",
+        "&lt;two&gt; as one (7 times)",
+        "title=\"7 of &lt;two&gt; taken for one\">7</td>",
+        "alt=\"test row 17\" src=\"data:image/png;base64,iVBORw0KGgo",
+        "&lt;two&gt; → one",
+        "64 × 40, log scale",
+        "fc1.linear",
+        "singular values of fc2 (about 250 ms)",
+        "twoclocks clocks ",
     ] {
         assert!(html.contains(expected), "no {expected:?}");
     }
+    // What the clocks' panels draw has no chart of its own.
+    assert!(!html.contains("<b>Excess rank</b>") && !html.contains("ontraction</b>"));
     assert!(!html.contains("the future"), "a later run is not an earlier one");
+}
+
+#[test]
+fn findings_say_of_which_step_they_are() {
+    let scratch = Scratch::new();
+    let folder = trained(scratch.path(), "digits-20260102-100000", 2, 1.0, "epochs");
+    assert!(rendered(&folder).contains("were not looked at"));
+    let note = "of the net after step 239; the journal goes to step 240";
+    closing(239).write(&folder).unwrap();
+    let html = rendered(&folder);
+    assert!(html.contains("<h2>Confusion</h2>") && html.contains(note));
+    closing(240).write(&folder).unwrap();
+    let html = rendered(&folder);
+    assert!(html.contains("<h2>Confusion</h2>") && !html.contains("of the net after step"));
+}
+
+#[test]
+fn a_run_under_way_says_what_its_last_review_advised() {
+    let scratch = Scratch::new();
+    let mut review = epoch(1, 10, 0.9);
+    review.extra.insert("advice".into(), "keep going: the loss is 0.3".into());
+    let html = rendered(&run(scratch.path(), "digits", vec![review.into()]));
+    assert!(html.contains("Advice: keep going") && html.contains("At the last review."));
+    assert!(!html.contains("were not looked at"), "it is not over");
 }
 
 #[test]

@@ -84,6 +84,20 @@ impl fmt::Display for Utc {
     }
 }
 
+/// Seconds of a length of time as people write it: `30s`, `2m`, `1h`, `500ms` or `30`.
+pub fn duration(text: &str) -> Option<f64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "ms" => 1e-3,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    let seconds = digits.parse::<f64>().ok()? * factor;
+    (seconds.is_finite() && seconds > 0.0).then_some(seconds)
+}
+
 fn is_leap(year: u32) -> bool {
     year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
 }

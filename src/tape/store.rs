@@ -253,6 +253,15 @@ impl Store {
         self.regions[region.index].len
     }
 
+    /// Element type of a region.
+    ///
+    /// # Panics
+    /// If the region is one of another store.
+    pub fn dtype(&self, region: Region) -> DType {
+        assert_eq!(region.store, self.id, "the region is one of another store");
+        self.regions[region.index].dtype
+    }
+
     /// Bytes of all regions.
     pub fn bytes(&self) -> usize {
         self.regions.iter().map(|r| r.len * r.dtype.size()).sum()

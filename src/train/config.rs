@@ -1,5 +1,6 @@
 //! The configuration of a run: everything that the flags of the command say, and the model.
 
+use super::loop_config::LoopConfig;
 use crate::data::{Label, NormalisationKind, Source};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -38,6 +39,22 @@ pub struct Config {
     pub schedule: Schedule,
     /// Batch, budget, reviews and checkpoints.
     pub train: LoopConfig,
+    /// What is measured for the two clocks.
+    #[serde(default)]
+    pub clocks: ClocksConfig,
+    /// The run that this one branched from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<BranchConfig>,
+}
+
+/// Where a run branched from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BranchConfig {
+    /// Folder of the run whose checkpoint this one began with.
+    pub run: String,
+    /// The steps that were done there.
+    pub step: u64,
 }
 
 fn auto() -> String {
@@ -165,46 +182,20 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
 }
 
-/// The loop: batch, budget, reviews, checkpoints. The first bound that is met ends the run.
+/// What is measured of a run for its two clocks. None of it changes a weight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoopConfig {
-    /// Rows of a batch.
-    pub batch: usize,
-    /// Batches whose gradients are averaged for one update.
-    #[serde(default = "one")]
-    pub accumulate: usize,
-    /// Share of a label that is spread over all classes.
-    #[serde(default)]
-    pub label_smoothing: f32,
-    /// Epochs at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epochs: Option<u64>,
-    /// Updates at most; where they end within an epoch, the run does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub steps: Option<u64>,
-    /// Seconds of training at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seconds: Option<f64>,
-    /// Test accuracy, 0 to 1, that ends the run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target_acc: Option<f64>,
-    /// Largest share of the training time that reviews may take: epochs go unreviewed beyond it.
-    #[serde(default = "review_share")]
-    pub review_share: f64,
-    /// Seconds between checkpoints.
-    #[serde(default = "checkpoint_seconds")]
-    pub checkpoint_seconds: f64,
+#[serde(deny_unknown_fields, default)]
+pub struct ClocksConfig {
+    /// Whether steps and reviews are measured.
+    pub telemetry: bool,
+    /// Training rows of the probe batch, at most.
+    pub probe_rows: usize,
 }
 
-fn one() -> usize {
-    1
-}
-fn review_share() -> f64 {
-    0.1
-}
-fn checkpoint_seconds() -> f64 {
-    30.0
+impl Default for ClocksConfig {
+    fn default() -> Self {
+        ClocksConfig { telemetry: true, probe_rows: 512 }
+    }
 }
 
 impl Config {
@@ -249,51 +240,20 @@ impl Config {
     /// # Errors
     /// Names the first key whose value cannot be used.
     pub fn validate(&self) -> Result<()> {
-        let LoopConfig { batch, accumulate, epochs, steps, seconds, target_acc, .. } = self.train;
         let refuse = |key: &str, problem: String| Err(Error::config(key, problem));
         if self.recipe.is_empty() || self.recipe.contains(['/', '\\']) {
             let problem = format!("'{}' cannot name a folder", self.recipe);
             return refuse("recipe", problem);
         }
-        if batch == 0 {
-            return refuse("train.batch", "0 rows: a batch has at least one".into());
-        }
-        if accumulate == 0 {
-            return refuse("train.accumulate", "0 batches: an update takes at least one".into());
-        }
-        if epochs.is_none() && steps.is_none() && seconds.is_none() {
-            let problem = "none of `epochs`, `steps` and `seconds` bounds the run";
-            return refuse("train", problem.into());
-        }
-        if epochs == Some(0) {
-            return refuse("train.epochs", "0 epochs: a run has at least one".into());
-        }
-        if steps == Some(0) {
-            return refuse("train.steps", "0 updates: a run has at least one".into());
-        }
-        if let Some(seconds) = seconds.filter(|s| !(s.is_finite() && *s > 0.0)) {
-            return refuse("train.seconds", format!("{seconds} is not a time above 0"));
-        }
-        if let Some(target) = target_acc.filter(|t| !(*t > 0.0 && *t <= 1.0)) {
-            return refuse("train.target_acc", format!("{target} is not in (0, 1]"));
-        }
-        if !(0.0..1.0).contains(&self.train.label_smoothing) {
-            let problem = format!("{} is not in [0, 1)", self.train.label_smoothing);
-            return refuse("train.label_smoothing", problem);
-        }
-        if !(self.train.review_share > 0.0 && self.train.review_share.is_finite()) {
-            let problem = format!("{} is not a share above 0", self.train.review_share);
-            return refuse("train.review_share", problem);
-        }
-        if self.train.checkpoint_seconds.is_nan() || self.train.checkpoint_seconds < 0.0 {
-            let problem = format!("{} is not a time", self.train.checkpoint_seconds);
-            return refuse("train.checkpoint_seconds", problem);
-        }
+        self.train.validate()?;
         if let Some(LayerConfig::Embedding { .. }) = self.model.layers.first()
             && self.data.normalise != NormaliseConfig::None
         {
             let problem = "an `embedding` takes whole numbers: use normalise = \"none\"";
             return refuse("data.normalise", problem.into());
+        }
+        if self.clocks.probe_rows == 0 {
+            return refuse("clocks.probe_rows", "0 rows: a probe looks at one at least".into());
         }
         self.optimizer.validate()?;
         for (number, layer) in self.model.layers.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::config::Config;
 #[cfg(feature = "cuda")]
-use super::config::{LoopConfig, Precision};
+use super::config::Precision;
 #[cfg(feature = "cuda")]
 use super::select;
 use super::trainer::{TrainOptions, Trainer};
@@ -36,9 +36,8 @@ pub(super) fn trainer(config: &Config, data: &Split) -> Result<(Trainer, Option<
 /// The trainer of the CPU or that of a GPU, whichever the rule takes, and why.
 #[cfg(feature = "cuda")]
 fn choose(mut on_cpu: Trainer, config: &Config, data: &Split) -> Result<(Trainer, String)> {
-    let LoopConfig { epochs, steps, seconds, accumulate, .. } = config.train;
-    let by_epochs = epochs.map(|epochs| epochs.saturating_mul(on_cpu.steps_per_epoch()));
-    let steps = by_epochs.into_iter().chain(steps).min().filter(|_| seconds.is_none());
+    let (seconds, accumulate) = (config.train.seconds, config.train.accumulate);
+    let steps = config.train.total_steps(on_cpu.rows()).filter(|_| seconds.is_none());
     let (recording, store) = on_cpu.step_recording()?;
     let work = select::Work {
         nodes: recording.nodes().iter().map(|node| node.cost).collect(),
@@ -91,6 +90,8 @@ fn trainer_on(device: &Device, config: &Config, data: &Split) -> Result<Trainer>
         optimizer: config.optimizer,
         normalise: config.data.normalise.into(),
         precision: config.precision.resolve(device, config.train.batch, &parameters),
+        telemetry: config.clocks.telemetry,
+        probe_rows: config.clocks.probe_rows,
     };
     Trainer::new(device, Box::new(model), parameters, data, options)
 }

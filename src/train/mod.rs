@@ -5,25 +5,41 @@
 
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod amx_tests;
+mod branch;
 mod budget;
+mod closing;
 mod config;
+mod loop_config;
 mod make;
 mod measure;
 mod observer;
 mod outlook;
+mod probe;
+mod profile;
+mod range;
 mod recipes;
 mod run;
 mod runner;
 pub mod select;
+mod spectra;
 mod state;
+pub mod sweep;
+mod telemetry;
 mod trainer;
 mod watch;
 
+pub use branch::cool;
+pub use closing::examine;
 pub use config::{
-    Config, DataConfig, LoopConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
+    ClocksConfig, Config, DataConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
 };
+pub use loop_config::{BatchFrom, LoopConfig, Plateau, RateScale};
 pub use measure::{ParameterSums, ProbeFigures, StepFigures, WeightFigures};
 pub use observer::{Observer, Outcome, Progress, Reason, Silent, Started};
+#[cfg(feature = "cuda")]
+pub use profile::gpu_floors;
+pub use profile::{StepTimes, cpu_floors, step_times};
+pub use range::{RangeOptions, RangePoint, RangeTest, Suggestion, range_test};
 pub use recipes::{RECIPES, recipe};
 pub use run::{resume, run};
 pub use trainer::{Review, TrainOptions, Trainer};

@@ -1,9 +1,11 @@
 //! Who watches a run, what it is told, and how a run ended.
 
-use crate::runs::{Done, Epoch};
+use crate::runs::{Done, Epoch, Nearest};
+use serde::{Deserialize, Serialize};
 
 /// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Reason {
     /// The target accuracy was reached.
     Target,
@@ -13,6 +15,10 @@ pub enum Reason {
     Steps,
     /// The time is used up.
     Time,
+    /// Reviews found no gain any more.
+    Plateau,
+    /// The advice of its clocks was to stop.
+    Advice,
     /// The user asked to stop; the run can be resumed.
     Interrupted,
 }
@@ -25,6 +31,8 @@ impl Reason {
             Reason::Epochs => "epochs",
             Reason::Steps => "steps",
             Reason::Time => "time",
+            Reason::Plateau => "plateau",
+            Reason::Advice => "advice",
             Reason::Interrupted => "interrupted",
         }
     }
@@ -55,6 +63,8 @@ pub struct Started {
     pub planned_contraction: Option<f64>,
     /// The step after which the run goes on; 0 for a new one.
     pub resumed_at: u64,
+    /// Earlier runs that a new one is nearest to, as many as the observer shows.
+    pub nearest: Vec<Nearest>,
 }
 
 /// Where a run stands, after each step.
@@ -78,6 +88,14 @@ pub struct Progress {
 
 /// Who watches a run.
 pub trait Observer {
+    /// How many earlier runs it shows when a new one starts.
+    fn shows_nearest(&self) -> usize {
+        0
+    }
+    /// Whether the run ends with its report.
+    fn wants_report(&self) -> bool {
+        true
+    }
     /// Before the first step.
     fn started(&mut self, _started: &Started) {}
     /// After each step; must be fast.

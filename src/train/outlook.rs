@@ -10,9 +10,9 @@ const SAMPLES: usize = 256;
 impl Runner<'_> {
     /// The rest of the run as planned: its contraction and its seconds.
     pub(super) fn outlook(&self) -> Outlook {
-        let by_time = self.config.train.seconds.map(|all| all - self.position.seconds_training());
-        let by_steps = self.total_steps().map(|total| total.saturating_sub(self.position.step));
-        let step_seconds = self.step_seconds.filter(|&seconds| seconds > 0.0);
+        let by_time = self.seconds_left();
+        let by_steps = self.total_steps.map(|total| total.saturating_sub(self.position.step));
+        let step_seconds = self.times.step.filter(|&seconds| seconds > 0.0);
         let in_time = by_time.zip(step_seconds).map(|(left, step)| (left / step).max(0.0));
         // The first bound that is met ends the run.
         let steps = match (by_steps.map(|steps| steps as f64), in_time) {
@@ -30,7 +30,7 @@ impl Runner<'_> {
 
     /// C of so many steps that follow and end the run.
     fn contraction_of(&self, steps: f64) -> f64 {
-        let total_steps = self.total_steps().filter(|_| self.config.train.seconds.is_none());
+        let total_steps = self.total_steps.filter(|_| self.config.train.seconds.is_none());
         let (now, progress) = (self.position.step as f64, self.progress());
         let of = |sample: usize| {
             let share = (sample as f64 + 0.5) / SAMPLES as f64;

@@ -6,7 +6,8 @@ use super::observer::{Observer, Outcome};
 use super::runner::Runner;
 use super::state::{self, Position};
 use super::trainer::Trainer;
-use crate::error::Result;
+use crate::data::Split;
+use crate::error::{Error, Result};
 use crate::runs::RunFolder;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -25,13 +26,26 @@ pub fn run(
 ) -> Result<Outcome> {
     let started = Instant::now();
     config.validate()?;
-    let config = &config.with_absolute_paths();
     let data = config.data.source()?.load()?;
-    let (trainer, why) = trainer(config, &data)?;
+    run_on(&data, config, root, observer, stop, started)
+}
+
+/// The same with data that are loaded already; `started` is when it began.
+pub(super) fn run_on(
+    data: &Split,
+    config: &Config,
+    root: &Path,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+    started: Instant,
+) -> Result<Outcome> {
+    config.validate()?;
+    let config = &config.with_absolute_paths();
+    let (trainer, why) = trainer(config, data)?;
     let folder = RunFolder::create(root, &config.recipe)?;
     // What `auto` chose: a resumed run must not choose again.
     folder.write_config(&chosen(config, &trainer).to_toml())?;
-    let runner = Runner::new(config, folder, trainer, why, &data, Position::default(), started)?;
+    let runner = Runner::new(config, folder, trainer, why, data, Position::default(), started)?;
     runner.train(observer, stop)
 }
 
@@ -55,6 +69,11 @@ pub fn resume(path: &Path, observer: &mut dyn Observer, stop: &AtomicBool) -> Re
     let (mut trainer, why) = trainer(&config, &data)?;
     let position = match state::path(&folder).exists() {
         true => state::load(&mut trainer, &folder)?,
+        false if config.branch.is_some() => {
+            let problem =
+                "is missing: the run branched from another one, and begins with its weights";
+            return Err(Error::checkpoint(state::path(&folder), problem));
+        }
         // Killed before its first checkpoint: the configuration says all that there is to know.
         false => Position::default(),
     };

@@ -1,14 +1,18 @@
 //! The loop of a run: steps, reviews, checkpoints, and its end.
 
-use super::config::{Config, LoopConfig};
+use super::budget::{Planned, Times};
+use super::closing;
+use super::config::Config;
+use super::loop_config::LoopConfig;
+use super::measure::ProbeFigures;
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
 use super::state::{self, Position};
 use super::trainer::{Review, Trainer};
 use super::watch::Watch;
 use crate::data::Split;
 use crate::error::{Error, Result};
-use crate::optim::{self, Rates};
-use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, render};
+use crate::optim::Rates;
+use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, nearest, render};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -24,23 +28,24 @@ pub(super) struct Runner<'a> {
     journal: Journal,
     pub(super) position: Position,
     pub(super) watch: Watch,
-    test_rows: usize,
+    pub(super) test_rows: usize,
     /// Why this device, where `auto` chose it.
     why: Option<String>,
     /// When this process began, and all seconds of the run before that.
-    started: Instant,
-    seconds_before: f64,
+    pub(super) started: Instant,
+    pub(super) seconds_before: f64,
     last_checkpoint: Instant,
     has_checkpoint: bool,
-    last_review_step: u64,
+    /// Updates when it was last reviewed, and how many test rows.
+    last_review: (u64, usize),
     /// Rows and seconds of training in this process, and since the last review.
     trained: (u64, f64),
     since_review: (u64, f64),
-    last_review_seconds: f64,
-    /// How long a step took, when that was last seen; not the first one.
-    pub(super) step_seconds: Option<f64>,
-    /// How many were given at once then.
-    pub(super) last_count: usize,
+    /// Updates of the whole run, where it is not time alone that bounds it.
+    pub(super) total_steps: Option<u64>,
+    pub(super) times: Times,
+    /// By how much the sample of the test rows seemed to be better than all of them, when a target was found on it.
+    sample_bias: f64,
 }
 
 impl<'a> Runner<'a> {
@@ -70,17 +75,17 @@ impl<'a> Runner<'a> {
             started,
             seconds_before: position.seconds_total(),
             last_checkpoint: Instant::now(),
-            // No update since the last review: a resumed run need not review again, and has no
+            // No update since the last review, as a rule of all rows: a resumed run need not review again, and has no
             // training loss to say with it.
-            last_review_step: match position.loss_count {
-                0 if position.step > 0 => position.step,
-                _ => u64::MAX,
+            last_review: match position.loss_count {
+                0 if position.step > 0 => (position.step, data.test.rows()),
+                _ => (u64::MAX, 0),
             },
             trained: (0, 0.0),
             since_review: (0, 0.0),
-            last_review_seconds: 0.0,
-            step_seconds: None,
-            last_count: 0,
+            total_steps: config.train.total_steps(data.train.rows()),
+            times: Times::default(),
+            sample_bias: 0.0,
             position,
         })
     }
@@ -90,8 +95,12 @@ impl<'a> Runner<'a> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Outcome> {
-        observer.started(&self.describe()?);
+        let shown = observer.shows_nearest();
+        observer.started(&self.describe(shown)?);
         let ended = self.run_steps(observer, stop).and_then(|reason| {
+            // What no budget says has to be kept, for a run that is resumed.
+            let found = matches!(reason, Reason::Plateau | Reason::Advice);
+            self.position.ended_by = found.then_some(reason);
             self.checkpoint()?;
             Ok(reason)
         });
@@ -105,13 +114,16 @@ impl<'a> Runner<'a> {
                 return Err(error);
             }
         };
+        if reason != Reason::Interrupted && observer.wants_report() {
+            self.close()?;
+        }
         let done = self.finish(reason.name(), observer)?;
         let missed_target = self.config.train.target_acc.is_some()
             && !matches!(reason, Reason::Target | Reason::Interrupted);
         Ok(Outcome { reason, done, missed_target })
     }
 
-    fn describe(&mut self) -> Result<Started> {
+    fn describe(&mut self, nearest_shown: usize) -> Result<Started> {
         let (rows, steps_per_epoch) = (self.trainer.rows(), self.trainer.steps_per_epoch());
         let device = self.trainer.store().device();
         let device = format!(
@@ -121,7 +133,7 @@ impl<'a> Runner<'a> {
             device.threads(),
             self.trainer.precision()
         );
-        let (total_steps, outlook) = (self.total_steps(), self.outlook());
+        let (total_steps, outlook) = (self.total_steps, self.outlook());
         let parameters = self.trainer.parameters().parameters().count();
         let (recording, _) = self.trainer.step_recording()?;
         Ok(Started {
@@ -138,6 +150,10 @@ impl<'a> Runner<'a> {
                 .contraction_left
                 .map(|left| self.watch.contraction() + left),
             resumed_at: self.position.step,
+            nearest: match self.position.step {
+                0 => nearest(&self.folder, nearest_shown),
+                _ => Vec::new(),
+            },
         })
     }
 
@@ -146,7 +162,18 @@ impl<'a> Runner<'a> {
         if let Some(reason) = self.ended_before(&limits) {
             return Ok(reason);
         }
-        let trace_every = self.total_steps().map_or(1, |total| total.div_ceil(TRACE_POINTS)).max(1);
+        if self.config.clocks.telemetry {
+            // Before the first step that is the beginning of the slow clock; after a resumption, what the next probe is
+            // compared with.
+            let probe = self.probe()?;
+            if self.position.step == 0 {
+                self.watch.start(&probe);
+            }
+        }
+        if limits.seconds.is_some() {
+            self.measure_review()?;
+        }
+        let trace_every = self.total_steps.map_or(1, |total| total.div_ceil(TRACE_POINTS)).max(1);
         loop {
             self.trainer.start_epoch(self.position.epoch)?;
             while self.position.offset < self.trainer.rows() {
@@ -154,28 +181,40 @@ impl<'a> Runner<'a> {
                     return Ok(Reason::Interrupted);
                 }
                 if let Some(reason) = self.used_up(&limits) {
-                    self.review(observer)?;
+                    self.review(self.test_rows, observer)?;
                     return Ok(self.reached(&limits).unwrap_or(reason));
                 }
                 self.steps(observer, trace_every, &limits)?;
                 // At the end of the run, or of the epoch, the review comes first: a run that is killed between
                 // the two would review again.
                 let mid_epoch = self.position.offset < self.trainer.rows();
-                if mid_epoch && self.used_up(&limits).is_none() && self.checkpoint_is_due() {
-                    self.checkpoint()?;
+                if mid_epoch && self.used_up(&limits).is_none() {
+                    if limits.review_steps.is_some_and(|steps| self.position.loss_count >= steps) {
+                        self.review_within_share(observer)?;
+                        if let Some(reason) = self.reached(&limits) {
+                            return Ok(reason);
+                        }
+                    }
+                    if self.rehearsal_is_due() {
+                        self.rehearse_end()?;
+                    } else if self.checkpoint_is_due() {
+                        self.checkpoint()?;
+                    }
                 }
             }
             self.position.epoch += 1;
             self.position.offset = 0;
             let last = limits.epochs.is_some_and(|epochs| self.position.epoch >= epochs);
-            if last || self.review_is_affordable() {
-                self.review(observer)?;
+            if last {
+                self.review(self.test_rows, observer)?;
+                return Ok(self.reached(&limits).unwrap_or(Reason::Epochs));
+            }
+            let due = limits.review_steps.is_none_or(|steps| self.position.loss_count >= steps);
+            if due && self.used_up(&limits).is_none() {
+                self.review_within_share(observer)?;
                 if let Some(reason) = self.reached(&limits) {
                     return Ok(reason);
                 }
-            }
-            if last {
-                return Ok(Reason::Epochs);
             }
             if self.checkpoint_is_due() {
                 self.checkpoint()?;
@@ -190,26 +229,27 @@ impl<'a> Runner<'a> {
         limits: &LoopConfig,
     ) -> Result<()> {
         let began = Instant::now();
-        let count = self.at_once(limits);
-        // With a time budget the horizon is the clock, not a number of steps, and a step comes as much
-        // later as those before it will take.
-        let total_steps = self.total_steps().filter(|_| self.config.train.seconds.is_none());
-        let of_step = |i: usize| {
-            let step = self.position.step + i as u64;
-            let seconds = i as f64 * self.step_seconds.unwrap_or(0.0);
-            let progress = self.progress_after(i as u64, seconds);
-            let position = optim::Position { step, total_steps, progress };
-            self.config.rates(position)
-        };
-        let rates: Vec<Rates> = (0..count).map(of_step).collect();
-        let (step, offset) = (self.position.step + 1, self.position.offset);
+        let Planned { places, batch, next, last } = self.plan(limits);
+        self.trainer.set_batch(batch);
+        let factor = limits.rate_factor(batch);
+        let rates: Vec<Rates> = places
+            .iter()
+            .map(|&place| {
+                let rates = self.config.rates(place);
+                Rates { rate: rates.rate * factor, ..rates }
+            })
+            .collect();
+        let (step, offset, count) = (self.position.step + 1, self.position.offset, rates.len());
         let losses = self.trainer.steps(step, offset, &rates)?.to_vec();
         let seconds = began.elapsed().as_secs_f64() / losses.len() as f64;
         // The short last batch of an epoch says nothing of the others.
         let all_full = offset + count * self.trainer.update_rows(0) <= self.trainer.rows();
         if self.trained.0 > 0 && all_full {
-            self.step_seconds = Some(seconds);
-            self.last_count = count;
+            self.times.stepped(seconds, count);
+        }
+        if limits.seconds.is_some() {
+            self.position.set_progress(next);
+            self.position.out_of_time = last;
         }
         for (loss, rates) in losses.into_iter().zip(rates) {
             self.position.set_rate(rates.rate);
@@ -274,55 +314,123 @@ impl<'a> Runner<'a> {
         Error::Diverged { step, place, checkpoint }
     }
 
-    /// Whether another review keeps within its share of the training time.
-    fn review_is_affordable(&self) -> bool {
-        let next = self.position.seconds_review() + self.last_review_seconds;
-        next <= self.config.train.review_share * self.position.seconds_training()
+    /// A review of all test rows, of a sample, or none, as the share of the time allows.
+    fn review_within_share(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        match self.affordable_rows()? {
+            Some(rows) => self.review(rows, observer),
+            None => Ok(()),
+        }
     }
 
-    fn review(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.last_review_step == self.position.step {
+    /// Loss, accuracy and margin of all test rows, or of the sample of so many.
+    pub(super) fn score(&mut self, rows: usize) -> Result<Review> {
+        let began = Instant::now();
+        let found = match rows == self.test_rows {
+            true => self.trainer.review()?,
+            false => self.trainer.review_sample(rows)?,
+        };
+        if self.times.test_row.is_some() {
+            self.times.test_row = Some(began.elapsed().as_secs_f64() / rows as f64);
+        }
+        Ok(found)
+    }
+
+    /// Scores a sample, and all rows where the sample has the target.
+    fn score_and_confirm(&mut self, rows: usize) -> Result<(usize, Review)> {
+        let found = self.score(rows)?;
+        let target = self.config.train.target_acc.unwrap_or(f64::INFINITY);
+        if rows == self.test_rows || found.accuracy - self.sample_bias < target {
+            return Ok((rows, found));
+        }
+        let of_all = self.score(self.test_rows)?;
+        self.sample_bias = found.accuracy - of_all.accuracy;
+        Ok((self.test_rows, of_all))
+    }
+
+    /// Reviews all test rows, or a sample of so many, unless nothing was learned since the last review.
+    /// Looks at the probe batch and the weights, and takes the time of that.
+    fn probe(&mut self) -> Result<ProbeFigures> {
+        let began = Instant::now();
+        let probe = self.trainer.probe()?;
+        self.times.probe = began.elapsed().as_secs_f64();
+        Ok(probe)
+    }
+
+    fn review(&mut self, rows: usize, observer: &mut dyn Observer) -> Result<()> {
+        if self.last_review == (self.position.step, rows) {
             return Ok(());
         }
         let began = Instant::now();
-        let Review { loss, accuracy, margin } = self.trainer.review()?;
-        self.last_review_seconds = began.elapsed().as_secs_f64();
-        let seconds_review = self.position.seconds_review() + self.last_review_seconds;
-        self.position.set_seconds_review(seconds_review);
-        self.position.accuracy = Some(accuracy.to_bits());
+        let (rows, Review { loss, accuracy, margin }) = self.score_and_confirm(rows)?;
+        let of_rows = began.elapsed().as_secs_f64();
+        let sampled = rows < self.test_rows;
         let seconds = self.position.seconds_training();
         let reached = self.config.train.target_acc.is_some_and(|target| accuracy >= target);
-        if reached && self.position.seconds_to_target.is_none() {
+        if !sampled {
+            self.position.accuracy = Some(accuracy.to_bits());
+        }
+        if reached && !sampled && self.position.seconds_to_target.is_none() {
             self.position.seconds_to_target = Some(seconds.to_bits());
         }
         let mut row = Epoch {
             epoch: self.position.epoch,
             step: self.position.step,
             seconds,
-            train_loss: self.position.loss_sum() / self.position.loss_count as f64,
+            train_loss: self.position.train_loss(),
             test_loss: loss,
             test_acc: accuracy,
             train_acc: None,
             margin,
             lr: self.position.rate(),
             samples_per_s: self.since_review.0 as f64 / self.since_review.1,
-            review_seconds: self.last_review_seconds,
-            extra: Default::default(),
+            review_seconds: of_rows,
+            extra: sampled.then(|| ("test_rows".to_owned(), rows.into())).into_iter().collect(),
         };
+        let figures = self.trainer.take_figures()?;
+        row.train_acc = figures.as_ref().map(|figures| figures.accuracy);
+        let before_probe = began.elapsed().as_secs_f64();
+        let due = self.probe_is_due(before_probe, reached);
+        let probe = due.then(|| self.probe()).transpose()?;
+        let of_probe = began.elapsed().as_secs_f64() - before_probe;
         let outlook = self.outlook();
-        self.watch.review(&mut row, None, None, outlook);
+        self.watch.review(&mut row, figures.as_ref(), probe.as_ref(), outlook);
+        // All that a review finds is part of what it takes.
+        row.review_seconds = began.elapsed().as_secs_f64();
+        self.times.review_rest = row.review_seconds - of_rows - of_probe;
+        self.position.set_seconds_probe(self.position.seconds_probe() + of_probe);
+        self.position.set_seconds_review(self.position.seconds_review() + row.review_seconds);
         self.journal.append(row.clone())?;
-        self.position.set_loss_sum(0.0);
-        self.position.loss_count = 0;
+        self.position.reviewed(accuracy, sampled, self.config.train.plateau);
         self.since_review = (0, 0.0);
-        self.last_review_step = self.position.step;
+        self.last_review = (self.position.step, rows);
         observer.review(&row);
         Ok(())
     }
 
+    /// What the last review ends the run by.
     fn reached(&self, limits: &LoopConfig) -> Option<Reason> {
-        let accuracy = f64::from_bits(self.position.accuracy?);
-        limits.target_acc.filter(|target| accuracy >= *target).map(|_| Reason::Target)
+        let accuracy = self.position.accuracy.map(f64::from_bits);
+        if limits.target_acc.zip(accuracy).is_some_and(|(target, found)| found >= target) {
+            return Some(Reason::Target);
+        }
+        if self.position.on_plateau(limits.plateau) {
+            return Some(Reason::Plateau);
+        }
+        (limits.stop_on_advice && self.watch.advised_to_stop()).then_some(Reason::Advice)
+    }
+
+    /// Makes and times what comes at the end, a checkpoint and the report, so that a time can be kept for it.
+    fn rehearse_end(&mut self) -> Result<()> {
+        self.checkpoint()?;
+        self.render()
+    }
+
+    /// Writes the report.
+    fn render(&mut self) -> Result<()> {
+        let began = Instant::now();
+        render(&self.folder)?;
+        self.times.report = Some(began.elapsed().as_secs_f64());
+        Ok(())
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -330,25 +438,33 @@ impl<'a> Runner<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<()> {
+        let began = Instant::now();
         // A step may leave the loss finite and the weights not: such weights are not saved.
         if let Some(found) = self.trainer.first_bad_weight()? {
             return Err(self.diverged_at(self.position.step, Some(found), f64::NAN));
         }
-        let seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-        self.position.set_seconds_total(seconds);
+        self.position.set_seconds_total(self.elapsed());
         self.position.watch = self.watch.memory();
         self.journal.flush()?;
         state::save(&self.trainer, &self.folder, &self.position)?;
         self.has_checkpoint = true;
         self.last_checkpoint = Instant::now();
+        self.times.checkpoint = Some(began.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// Writes down what its share of the time allows to find out about the net that was trained.
+    fn close(&mut self) -> Result<()> {
+        let allowance = self.closing_allowance();
+        let (step, seconds) = (self.position.step, self.times.step);
+        closing::close(&mut self.trainer, step, seconds, allowance)?.write(&self.folder)
     }
 
     fn finish(&mut self, reason: &str, observer: &mut dyn Observer) -> Result<Done> {
         let done = Done {
             reason: reason.to_owned(),
             seconds_training: self.position.seconds_training(),
-            seconds_total: self.seconds_before + self.started.elapsed().as_secs_f64(),
+            seconds_total: self.elapsed(),
             seconds_to_target: self.position.seconds_to_target.map(f64::from_bits),
             test_acc: self.position.accuracy.map_or(f64::NAN, f64::from_bits),
             run: self.folder.path().display().to_string(),
@@ -358,7 +474,9 @@ impl<'a> Runner<'a> {
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
-        render(&self.folder)?;
+        if observer.wants_report() {
+            self.render()?;
+        }
         observer.done(&done);
         Ok(done)
     }

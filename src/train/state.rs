@@ -1,5 +1,7 @@
 //! What a checkpoint holds, beside weights and optimizer state: where the run stands.
 
+use super::loop_config::Plateau;
+use super::observer::Reason;
 use super::trainer::Trainer;
 use super::watch::Memory;
 use crate::error::{Error, Result};
@@ -28,6 +30,9 @@ pub(super) struct Position {
     seconds_total: u64,
     /// Bits of the seconds of reviews.
     seconds_review: u64,
+    /// Bits of the seconds of probes within them.
+    #[serde(default)]
+    seconds_probe: u64,
     /// Bits of the seconds of training when the target was first reached.
     pub seconds_to_target: Option<u64>,
     /// Bits of the last review's accuracy.
@@ -41,6 +46,23 @@ pub(super) struct Position {
     /// By what the order of an epoch's rows is made, as it is saved; none in older checkpoints.
     #[serde(default)]
     row_order: String,
+    /// Bits of where in the schedule the next step is, 0 to 1, where time bounds the run.
+    #[serde(default)]
+    progress: u64,
+    /// Whether the last step that its time has room for is done.
+    #[serde(default)]
+    pub out_of_time: bool,
+    /// Bits of the training loss that the last review said.
+    #[serde(default = "no_rate")]
+    reviewed_loss: u64,
+    /// Bits of the best accuracy of reviews of all test rows and of a sample, and how many reviews found none that is better.
+    #[serde(default)]
+    best: [Option<u64>; 2],
+    #[serde(default)]
+    stale_reviews: u64,
+    /// What ended the run, where that was found and no budget says it.
+    #[serde(default)]
+    pub ended_by: Option<Reason>,
 }
 
 fn no_rate() -> u64 {
@@ -59,11 +81,18 @@ impl Default for Position {
             seconds_training: 0,
             seconds_total: 0,
             seconds_review: 0,
+            seconds_probe: 0,
             seconds_to_target: None,
             accuracy: None,
             rate: no_rate(),
             watch: Memory::default(),
             row_order: String::new(),
+            progress: 0f64.to_bits(),
+            out_of_time: false,
+            reviewed_loss: no_rate(),
+            best: [None; 2],
+            stale_reviews: 0,
+            ended_by: None,
         }
     }
 }
@@ -88,7 +117,56 @@ fractions! {
     seconds_training, set_seconds_training;
     seconds_total, set_seconds_total;
     seconds_review, set_seconds_review;
+    seconds_probe, set_seconds_probe;
     rate, set_rate;
+    progress, set_progress;
+}
+
+impl Position {
+    /// Mean loss of the updates since the last review; that of the last review, where there was none since.
+    pub(super) fn train_loss(&self) -> f64 {
+        match self.loss_count {
+            0 => f64::from_bits(self.reviewed_loss),
+            count => self.loss_sum() / count as f64,
+        }
+    }
+
+    /// Takes account of a review.
+    pub(super) fn reviewed(&mut self, accuracy: f64, sampled: bool, plateau: Option<Plateau>) {
+        self.reviewed_loss = self.train_loss().to_bits();
+        self.set_loss_sum(0.0);
+        self.loss_count = 0;
+        let best = &mut self.best[usize::from(sampled)];
+        let least = plateau.map_or(0.0, |plateau| plateau.min_gain);
+        let gained = best.is_none_or(|best| accuracy > f64::from_bits(best) + least);
+        // Nothing was seen on these rows before: so nothing is known of a gain.
+        self.stale_reviews = match (gained, *best) {
+            (true, Some(_)) => 0,
+            (true, None) => self.stale_reviews,
+            (false, _) => self.stale_reviews + 1,
+        };
+        if gained {
+            *best = Some(accuracy.to_bits());
+        }
+    }
+
+    /// The same place at the start of a run that branches from here: its own ends are still to come.
+    pub(super) fn branched(self) -> Position {
+        Position {
+            progress: 0f64.to_bits(),
+            out_of_time: false,
+            seconds_to_target: None,
+            best: [None; 2],
+            stale_reviews: 0,
+            ended_by: None,
+            ..self
+        }
+    }
+
+    /// Whether so many reviews in a row found no gain.
+    pub(super) fn on_plateau(&self, plateau: Option<Plateau>) -> bool {
+        plateau.is_some_and(|plateau| self.stale_reviews >= plateau.reviews)
+    }
 }
 
 /// The weights that are trained, where the model itself is their average.

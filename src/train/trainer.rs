@@ -1,10 +1,16 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
-use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
+#[path = "examine.rs"]
+mod examine;
+
+use super::measure::{ProbeFigures, StepFigures};
+use super::probe::Probe;
+use super::telemetry::Telemetry;
+use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
-use crate::nn::{Bound, Forward, Mode, Module, Parameters};
+use crate::nn::{Bound, Forward, Mode, Module, Noted, Parameters};
 use crate::ops::{self, Recorder, Var};
 use crate::optim::{Between, Optimizer, OptimizerConfig, PolarWeight, Rates, Segment};
 use crate::runs::Environment;
@@ -28,6 +34,10 @@ pub struct TrainOptions {
     pub normalise: NormalisationKind,
     /// How products are computed; weights, loss and optimizer are f32.
     pub precision: Precision,
+    /// Whether steps are measured as they go ([`Trainer::take_figures`]). That changes no weight.
+    pub telemetry: bool,
+    /// Training rows that [`Trainer::probe`] looks at, at most.
+    pub probe_rows: usize,
 }
 
 impl Default for TrainOptions {
@@ -40,6 +50,8 @@ impl Default for TrainOptions {
             optimizer: OptimizerConfig::default(),
             normalise: NormalisationKind::Global,
             precision: Precision::F32,
+            telemetry: false,
+            probe_rows: 512,
         }
     }
 }
@@ -55,13 +67,25 @@ pub struct Review {
     pub margin: f64,
 }
 
-/// A data set in device memory.
-struct Resident {
-    values: Region,
-    labels: Region,
-    order: Region,
-    rows: usize,
-    features: usize,
+/// A data set in device memory, and the rows of it that are visited, in their order.
+#[derive(Clone, Copy)]
+pub(super) struct Resident {
+    pub(super) values: Region,
+    pub(super) labels: Region,
+    pub(super) order: Region,
+    pub(super) rows: usize,
+    pub(super) features: usize,
+}
+
+/// A recorded pass of the model over a batch.
+pub(super) struct Pass {
+    /// `[rows, classes]`.
+    pub(super) logits: Var,
+    pub(super) labels: Var,
+    /// The parameters, in their order.
+    parameters: Vec<Var>,
+    /// The layers, in the order of the pass.
+    pub(super) noted: Vec<Noted>,
 }
 
 /// One recording of a step is made for each of these.
@@ -79,6 +103,9 @@ struct StepKey {
 /// Rows of a review batch.
 const REVIEW_ROWS: usize = 512;
 
+/// Seed of the sample of the test set: one for all runs, so that they can be compared.
+const SAMPLE_SEED: u64 = 0x7e57;
+
 /// Steps that a GPU is given at once, at most: while they run, nobody can stop the run or review it.
 #[cfg(feature = "cuda")]
 const MOST_AT_ONCE: usize = 32;
@@ -88,21 +115,26 @@ const NO_ROW: u64 = u64::MAX >> 1;
 
 /// A model, its parameters and optimizer, and a data set, on one device.
 pub struct Trainer {
-    store: Store,
+    pub(super) store: Store,
     model: Box<dyn Module>,
-    parameters: Bound,
+    pub(super) parameters: Bound,
     optimizer: Optimizer,
-    options: TrainOptions,
-    train: Resident,
+    pub(super) options: TrainOptions,
+    pub(super) train: Resident,
     test: Resident,
+    /// Some rows of the test set.
+    sample: Option<Resident>,
     scale: Region,
     shift: Region,
     row_shape: Vec<usize>,
     classes: usize,
-    offset: U64Slot,
+    class_names: Option<Vec<String>>,
+    pub(super) offset: U64Slot,
     epoch: U64Slot,
     steps: Cache<StepKey>,
-    reviews: Cache<usize>,
+    /// By order of the rows, and rows of a batch.
+    reviews: Cache<(Region, usize)>,
+    reviewed: examine::Reviewed,
     orders: Cache<()>,
     /// What the optimizer does between steps.
     between: Cache<Between>,
@@ -110,6 +142,8 @@ pub struct Trainer {
     /// First row and rows of the updates that are under way, and their losses.
     updates: Vec<(usize, usize)>,
     losses: Vec<f64>,
+    telemetry: Option<Telemetry>,
+    probe: Option<Probe>,
 }
 
 impl Trainer {
@@ -176,6 +210,9 @@ impl Trainer {
         }
         let train = resident(&mut store, "train", &data.train)?;
         let test = resident(&mut store, "test", &data.test)?;
+        let telemetry = options.telemetry;
+        let count = parameters.infos().len();
+        let telemetry = telemetry.then(|| Telemetry::new(&mut store, count)).transpose()?;
         let identity: Vec<u32> = (0..test.rows as u32).collect();
         store.write(test.order, 0, &identity)?;
         let scale = store.upload("scale", &normalisation.scale);
@@ -187,13 +224,17 @@ impl Trainer {
         let mut trainer = Trainer {
             row_shape: data.train.shape().to_vec(),
             classes: data.train.classes(),
+            class_names: data.train.class_names().map(<[String]>::to_vec),
             steps: Cache::default(),
             reviews: Cache::default(),
+            reviewed: examine::Reviewed::default(),
             orders: Cache::default(),
             between: Cache::default(),
             kept: Vec::new(),
             updates: Vec::new(),
             losses: Vec::new(),
+            telemetry,
+            probe: None,
             store,
             model,
             parameters,
@@ -201,6 +242,7 @@ impl Trainer {
             options,
             train,
             test,
+            sample: None,
             scale,
             shift,
             offset,
@@ -227,6 +269,8 @@ impl Trainer {
 
     /// Memory and control block, to change them.
     pub fn store_mut(&mut self) -> &mut Store {
+        // Whoever writes weights makes other logits.
+        self.reviewed.forget();
         &mut self.store
     }
 
@@ -238,6 +282,15 @@ impl Trainer {
     /// Training rows.
     pub fn rows(&self) -> usize {
         self.train.rows
+    }
+
+    /// Rows of a batch from the next step on; batches of another size are another recording.
+    ///
+    /// # Panics
+    /// If that is 0.
+    pub fn set_batch(&mut self, rows: usize) {
+        assert!(rows > 0, "a batch has at least one row");
+        self.options.batch = rows;
     }
 
     /// Updates of one epoch.
@@ -309,7 +362,7 @@ impl Trainer {
     }
 
     /// The parameters that reviews read: the average, where there is one.
-    fn reviewed(&self) -> Bound {
+    fn evaluated(&self) -> Bound {
         match self.optimizer.average() {
             Some(average) => self.parameters.with_weights(average),
             None => self.parameters.clone(),
@@ -342,6 +395,7 @@ impl Trainer {
     ) -> Result<&[f64]> {
         let mut end = offset;
         self.updates.clear();
+        self.reviewed.forget();
         for _ in rates {
             let rows = self.update_rows(end);
             if rows == 0 {
@@ -392,7 +446,7 @@ impl Trainer {
         let mut kept = self.kept.iter();
         self.losses.clear();
         for (number, &(_, rows)) in self.updates.iter().enumerate() {
-            let loss = loss_of(self.options.batch, rows, &mut kept);
+            let loss = loss_of(self.options.batch, rows, &mut kept, self.telemetry.as_mut());
             // What came after it kept nothing.
             kept.by_ref().take(self.optimizer.after(step + number as u64).count()).for_each(drop);
             self.losses.push(loss);
@@ -441,18 +495,47 @@ impl Trainer {
         Ok(None)
     }
 
-    /// Records the model's pass over a batch: its logits [rows, classes] and labels.
-    fn record_forward(
+    /// What the steps said of themselves since this was last called, or the trainer was made; `None` if there
+    /// was no step, or they are not asked ([`TrainOptions::telemetry`]). After a step that was not finite the
+    /// figures may not be either.
+    ///
+    /// # Errors
+    /// None on a CPU.
+    pub fn take_figures(&mut self) -> Result<Option<StepFigures>> {
+        let Trainer { telemetry, store, parameters, .. } = self;
+        match telemetry {
+            Some(telemetry) => telemetry.take(store, parameters.infos()),
+            None => Ok(None),
+        }
+    }
+
+    /// Looks at the model on the probe batch, the first training rows of the data set, and at its weights. Not
+    /// state of a run: what it compares with, and begins from, is the probe before in this process.
+    ///
+    /// # Errors
+    /// Recording fails.
+    pub fn probe(&mut self) -> Result<ProbeFigures> {
+        let mut probe = match self.probe.take() {
+            Some(probe) => probe,
+            None => Probe::new(self)?,
+        };
+        let figures = probe.figures(self);
+        self.probe = Some(probe);
+        figures
+    }
+
+    /// Records the model's pass over a batch.
+    pub(super) fn record_forward(
         &self,
         tape: &mut Tape,
         parameters: &Bound,
         data: &Resident,
         rows: usize,
         mode: Mode,
-    ) -> Result<(Var, Var, Vec<Var>)> {
+    ) -> Result<Pass> {
         let values = tape.persistent("values", data.values, 0, [data.rows, data.features])?;
         let labels = tape.persistent("labels", data.labels, 0, [data.rows])?;
-        let order = tape.persistent("order", data.order, 0, [data.rows])?;
+        let order = tape.persistent("order", data.order, 0, [self.store.len(data.order)])?;
         let scale = tape.persistent("scale", self.scale, 0, [data.features])?;
         let shift = tape.persistent("shift", self.shift, 0, [data.features])?;
         let batch = tape.scoped("data", |tape| {
@@ -465,6 +548,7 @@ impl Trainer {
         };
         let mut pass = Forward::new(tape, mode, parameters);
         let logits = self.model.forward(&mut pass, inputs)?;
+        let noted = pass.noted().to_vec();
         let read = pass.into_read();
         if read.len() != self.parameters.infos().len() {
             let unread = self
@@ -494,12 +578,13 @@ impl Trainer {
             );
             return Err(Error::config("model.layers", problem));
         }
-        Ok((logits, batch.labels, read.into_iter().map(|(_, var)| var).collect()))
+        let parameters = read.into_iter().map(|(_, var)| var).collect();
+        Ok(Pass { logits, labels: batch.labels, parameters, noted })
     }
 
     fn record_step(&self, key: StepKey) -> Result<Recording> {
         let mut tape = Tape::new(&self.store);
-        let (logits, labels, parameters) =
+        let Pass { logits, labels, parameters, .. } =
             self.record_forward(&mut tape, &self.parameters, &self.train, key.rows, Mode::Train)?;
         let loss = tape.scoped("loss", |tape| {
             ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
@@ -511,11 +596,11 @@ impl Trainer {
         let gradients = tape.vector_jacobian(&[(loss.loss, upstream)], &parameters)?;
         let (weights, region) = (self.parameters.weights(), self.parameters.gradients());
         let guard = Some(loss.loss);
-        let mut norm = None;
+        let mut update = None;
         if key.first && key.last {
             let recorded =
                 self.optimizer.record_from(&mut tape, weights, region, &gradients, guard)?;
-            norm = recorded.norm;
+            update = Some(recorded);
         } else {
             for (info, gradient) in self.parameters.infos().iter().zip(gradients) {
                 if key.first {
@@ -527,26 +612,36 @@ impl Trainer {
                 }
             }
             if key.last {
-                norm = self.optimizer.record(&mut tape, weights, region, guard)?.norm;
+                update = Some(self.optimizer.record(&mut tape, weights, region, guard)?);
             }
         }
+        // Kept in this order: see `loss_of`.
         tape.stop_on(loss.loss)?;
-        if let Some(norm) = norm {
-            tape.stop_on(norm)?;
+        if self.telemetry.is_some() {
+            Telemetry::record_batch(&mut tape, &loss)?;
+        }
+        if let Some(update) = update {
+            if let Some(norm) = update.norm {
+                tape.stop_on(norm)?;
+            }
+            if let Some(telemetry) = &self.telemetry {
+                telemetry.record_update(&mut tape, update.statistics)?;
+            }
         }
         tape.compile(&self.store)
     }
 
-    fn record_review(&self, rows: usize) -> Result<Recording> {
+    fn record_review(&self, data: &Resident, rows: usize) -> Result<(Recording, Var)> {
         let mut tape = Tape::new(&self.store);
-        let (parameters, data) = (self.reviewed(), &self.test);
-        let (logits, labels, _) =
+        let parameters = self.evaluated();
+        let Pass { logits, labels, .. } =
             self.record_forward(&mut tape, &parameters, data, rows, Mode::Eval)?;
         let loss =
             tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
         tape.keep(loss.loss)?;
         tape.keep(loss.statistics)?;
-        tape.compile(&self.store)
+        tape.output(logits)?;
+        Ok((tape.compile(&self.store)?, logits))
     }
 
     /// Loss, accuracy and margin on the test set.
@@ -554,19 +649,48 @@ impl Trainer {
     /// # Errors
     /// Recording fails.
     pub fn review(&mut self) -> Result<Review> {
-        let total = self.test.rows;
+        self.review_of(self.test)
+    }
+
+    /// The same on a sample of so many rows of the test set, which are always the same; all of them where it has no more.
+    ///
+    /// # Errors
+    /// Recording fails.
+    pub fn review_sample(&mut self, rows: usize) -> Result<Review> {
+        if rows >= self.test.rows {
+            return self.review();
+        }
+        let sample = match self.sample.filter(|sample| self.store.len(sample.order) == rows) {
+            Some(sample) => sample,
+            None => {
+                let all = order(SAMPLE_SEED, 0, self.test.rows);
+                let name = format!("test.sample of {rows}");
+                Resident { order: self.store.upload(&name, &all[..rows]), ..self.test }
+            }
+        };
+        self.sample = Some(sample);
+        self.review_of(sample)
+    }
+
+    fn review_of(&mut self, data: Resident) -> Result<Review> {
+        let total = self.store.len(data.order);
         let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
+        let all = data.order == self.test.order;
+        self.reviewed.begin(&self.store, if all { total * self.classes } else { 0 });
         for start in (0..total).step_by(REVIEW_ROWS) {
             let rows = REVIEW_ROWS.min(total - start);
-            if !self.reviews.contains(&rows) {
-                let recording = self.record_review(rows)?;
-                self.reviews.get(rows, || Ok(recording))?;
+            let key = (data.order, rows);
+            if !self.reviews.contains(&key) {
+                let (recording, logits) = self.record_review(&data, rows)?;
+                self.reviews.get(key, || Ok(recording))?;
+                self.reviewed.recorded(key, logits);
             }
-            let recording = self.reviews.get(rows, || unreachable!("recorded above"))?;
+            let recording = self.reviews.get(key, || unreachable!("recorded above"))?;
             let offset = self.offset;
             recording.enqueue(&mut self.store, 1, |_, control| {
                 control.set_u64(offset, start as u64);
             })?;
+            self.reviewed.take(recording, key, self.classes)?;
         }
         self.store.collect(&mut self.kept)?;
         for (start, kept) in (0..total).step_by(REVIEW_ROWS).zip(&self.kept) {
@@ -606,19 +730,33 @@ fn parts(batch: usize, rows: usize) -> impl Iterator<Item = (StepKey, usize)> {
     })
 }
 
-/// The loss of an update of `rows` rows from what its batches kept: loss, and norm of the gradients.
-fn loss_of<'a>(batch: usize, rows: usize, kept: &mut impl Iterator<Item = &'a [f32; KEPT]>) -> f64 {
+/// The loss of an update of `rows` rows from what its batches kept: loss, statistics where there is
+/// telemetry, and norm of the gradients.
+fn loss_of<'a>(
+    batch: usize,
+    rows: usize,
+    kept: &mut impl Iterator<Item = &'a [f32; KEPT]>,
+    mut telemetry: Option<&mut Telemetry>,
+) -> f64 {
+    let norm_at = if telemetry.is_some() { Telemetry::NORM_AT } else { 1 };
     let mut total = 0.0;
-    for ((key, _), [loss, norm, ..]) in parts(batch, rows).zip(kept) {
+    for ((key, _), kept) in parts(batch, rows).zip(kept) {
+        let (loss, norm) = (kept[0], kept[norm_at]);
         // The optimizer skipped this update; a run that skips all of them is not a run. (The norm is
         // 0 where there is none.)
         if !norm.is_finite() {
             return f64::NAN;
         }
-        total += f64::from(*loss) * (key.rows as f64 / key.total as f64);
+        total += f64::from(loss) * (key.rows as f64 / key.total as f64);
         if !loss.is_finite() {
-            return f64::from(*loss);
+            return f64::from(loss);
         }
+        if let Some(telemetry) = &mut telemetry {
+            telemetry.add_batch(key.rows, kept);
+        }
+    }
+    if let Some(telemetry) = telemetry {
+        telemetry.add_update();
     }
     total
 }

@@ -129,6 +129,11 @@ fn estimate(interval: Interval) -> Option<Estimate> {
     [low, value, high].iter().all(|x| x.is_finite()).then_some(Estimate { value, low, high })
 }
 
+/// Test rows of a review that was of a sample.
+fn sampled_rows(row: &Epoch) -> Option<usize> {
+    row.extra.get("test_rows")?.as_u64().and_then(|rows| usize::try_from(rows).ok())
+}
+
 /// An object of numbers by name; what is not finite is left out.
 fn object<'a>(entries: impl Iterator<Item = (&'a str, f64)>) -> Value {
     let finite = entries.filter(|(_, value)| value.is_finite());
@@ -214,6 +219,9 @@ impl Watch {
     /// Takes the weights as they are before the first step.
     pub(super) fn start(&mut self, probe: &ProbeFigures) {
         self.start_rank = mean_rank(probe).filter(|&rank| rank > 1.0);
+        if self.start_rank.is_some() {
+            self.excess = Series::new([Point { step: 0.0, seconds: 0.0, value: 1.0 }]);
+        }
     }
 
     /// Takes account of a review, adds what the clocks say to its row, and advises.
@@ -252,7 +260,7 @@ impl Watch {
             train_loss: excess_loss,
             floor: self.floor,
             accuracy: self.accuracy.clone(),
-            samples: self.test_rows,
+            samples: sampled_rows(row).unwrap_or(self.test_rows),
             saturated: steps.map_or(f64::NAN, |steps| steps.saturated),
             contraction: self.contraction,
             planned: planned.unwrap_or(f64::NAN),

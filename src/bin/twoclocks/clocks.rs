@@ -1,19 +1,26 @@
-//! `twoclocks clocks`.
+//! `twoclocks clocks`: the experiments, or the clocks of a run.
 
 use crate::Common;
 use crate::output;
+use crate::report::{self, ReportArgs};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use twoclocks::Result;
 use twoclocks::experiments::{Findings, deep_linear, embedding, relu_regions};
+use twoclocks::{Error, Result};
 
 /// Flags of `twoclocks clocks`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub struct ClocksArgs {
     #[command(subcommand)]
-    experiment: Experiment,
+    experiment: Option<Experiment>,
+    #[command(flatten)]
+    report: ReportArgs,
+    /// One JSON object a line on standard output, and nothing else there.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -83,9 +90,16 @@ fn set<T>(value: &mut T, given: Option<T>) {
 }
 
 pub fn run(args: ClocksArgs) -> Result<ExitCode> {
+    let Some(experiment) = args.experiment else {
+        let Some(run) = &args.report.run else {
+            return Err(Error::config("clocks", "neither an experiment nor a run is named"));
+        };
+        report::clocks(run, &args.report, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    };
     let began = Instant::now();
     let mut say = |what: &str| output::note(format_args!("{what}"));
-    let (findings, shared): (Findings, Shared) = match args.experiment {
+    let (findings, shared): (Findings, Shared) = match experiment {
         Experiment::DeepLinear { depths, decades, steps, shared } => {
             let mut settings = deep_linear::Settings::default();
             set(&mut settings.depths, depths);

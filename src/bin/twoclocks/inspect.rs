@@ -1,13 +1,15 @@
 //! `twoclocks eval` and `twoclocks runs`.
 
+use crate::report::{self, ReportArgs};
 use crate::{Common, output};
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use twoclocks::Result;
-use twoclocks::runs::{Record, RunFolder, Summary, list};
+use twoclocks::runs::compare::Comparison;
+use twoclocks::runs::{Record, Summary, history, list, rank, replace_file};
 use twoclocks::train::Config;
+use twoclocks::{Error, Result};
 
 /// Flags of `twoclocks eval`.
 #[derive(Args)]
@@ -66,39 +68,128 @@ pub struct RunsArgs {
 #[derive(Subcommand)]
 enum RunsAction {
     /// One line a run, oldest first.
-    List,
+    List {
+        /// By a figure instead, smallest first: test_acc, seconds, lr, any number of the last review or of the
+        /// configuration; one that is not known is answered with those that are.
+        #[arg(long, value_name = "METRIC")]
+        sort: Option<String>,
+        /// The other way round: the newest, or the largest, first.
+        #[arg(long)]
+        reverse: bool,
+        /// The first lines only.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+    },
     /// Everything about one run.
     Show {
-        /// Its folder, or its name in the folder of runs.
+        /// Its folder, or its name in the folder of runs, or the beginning of its name.
         run: PathBuf,
+    },
+    /// Find out what a run left out of its report to end sooner, and make its page anew.
+    Report(ReportArgs),
+    /// Curves, clocks, settings and ends of several runs, side by side in one page.
+    Compare {
+        /// Their folders, or names in the folder of runs, or beginnings of names.
+        #[arg(required = true, num_args = 2..)]
+        runs: Vec<PathBuf>,
+        /// The page to write; `compare.html` beside the first run without it.
+        #[arg(long, value_name = "FILE")]
+        page: Option<PathBuf>,
     },
 }
 
 pub fn runs(args: RunsArgs) -> Result<ExitCode> {
     match args.action {
-        None | Some(RunsAction::List) => {
-            let all = list(&args.out)?;
-            if all.is_empty() && !args.json {
-                eprintln!("no runs in {}", args.out.display());
-            }
-            for summary in &all {
-                match args.json {
-                    true => summary_line(summary),
-                    false => output::say!("{}", one_line(summary)),
-                }
-            }
+        None => list_runs(&args.out, None, false, None, args.json)?,
+        Some(RunsAction::List { sort, reverse, limit }) => {
+            list_runs(&args.out, sort.as_deref(), reverse, limit, args.json)?;
         }
+        Some(RunsAction::Compare { runs, page }) => compare(&args.out, &runs, page, args.json)?,
         Some(RunsAction::Show { run }) => show(&args.out, &run, args.json)?,
+        Some(RunsAction::Report(report)) => {
+            let Some(run) = &report.run else {
+                return Err(Error::config("runs report", "no run is named"));
+            };
+            report::report(&args.out, run, &report, args.json)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn summary_line(summary: &Summary) {
+fn list_runs(
+    root: &Path,
+    sort: Option<&str>,
+    reverse: bool,
+    limit: Option<usize>,
+    json: bool,
+) -> Result<()> {
+    let mut runs: Vec<(Summary, Option<f64>)> = match sort {
+        Some(metric) => rank::sorted(history::records(root)?, metric, reverse)?
+            .into_iter()
+            .map(|(record, value)| (record.summary, value))
+            .collect(),
+        None => list(root)?.into_iter().map(|summary| (summary, None)).collect(),
+    };
+    if sort.is_none() && reverse {
+        runs.reverse();
+    }
+    runs.truncate(limit.unwrap_or(usize::MAX));
+    if runs.is_empty() && !json {
+        output::note(format_args!("no runs in {}", root.display()));
+    }
+    for (summary, value) in &runs {
+        let sorted_by = sort.map(|metric| (metric, *value));
+        match (json, sorted_by) {
+            (true, _) => summary_line(summary, sorted_by),
+            (false, None) => output::say!("{}", one_line(summary)),
+            (false, Some((metric, value))) => {
+                let value = value.map_or("-".to_owned(), |value| format!("{value:.6}"));
+                output::say!("{metric} {value:>12}  {}", one_line(summary));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn summary_line(summary: &Summary, sorted_by: Option<(&str, Option<f64>)>) {
     let mut value = json!(summary);
     if let Some(object) = value.as_object_mut() {
         object.insert("event".into(), "run".into());
+        if let Some((metric, value)) = sorted_by {
+            object.insert("sorted_by".into(), json!({ "metric": metric, "value": value }));
+        }
     }
     output::line(&value);
+}
+
+fn compare(root: &Path, runs: &[PathBuf], page: Option<PathBuf>, json: bool) -> Result<()> {
+    let folders = runs.iter().map(|run| history::find(root, run)).collect::<Result<Vec<_>>>()?;
+    let comparison = Comparison::new(folders.iter().map(Record::load).collect::<Result<_>>()?)?;
+    let beside = || folders[0].root().join("compare.html");
+    let page = page.unwrap_or_else(beside);
+    replace_file(&page, &comparison.page())?;
+    if json {
+        for run in &comparison.runs {
+            summary_line(&run.summary, None);
+        }
+        let mut value = json!({ "event": "compare", "page": page.display().to_string() });
+        value["differences"] = json!(comparison.settings);
+        value["hitting"] = json!(comparison.hitting);
+        let clocks = |run: &Record| run.done.as_ref()?.extra.get("clocks").cloned();
+        value["clocks"] =
+            comparison.runs.iter().map(clocks).map(|c| c.unwrap_or(Value::Null)).collect();
+        output::line(&value);
+        return Ok(());
+    }
+    for (number, run) in comparison.runs.iter().enumerate() {
+        output::say!("{}: {}", number + 1, run.summary.name);
+    }
+    for row in comparison.text_rows() {
+        let cells: Vec<String> = row[1..].iter().map(|cell| format!("{cell:>16}")).collect();
+        output::say!("{:<24}{}", row[0], cells.join(""));
+    }
+    output::say!("page: {}", page.display());
+    Ok(())
 }
 
 fn one_line(summary: &Summary) -> String {
@@ -117,11 +208,10 @@ fn one_line(summary: &Summary) -> String {
 }
 
 fn show(root: &Path, run: &Path, json: bool) -> Result<()> {
-    let path = if run.exists() { run.to_owned() } else { root.join(run) };
-    let folder = RunFolder::open(&path)?;
+    let folder = history::find(root, run)?;
     let record = Record::load(&folder)?;
     if json {
-        summary_line(&record.summary);
+        summary_line(&record.summary, None);
         for epoch in record.epochs {
             output::say!("{}", twoclocks::runs::Row::from(epoch).to_json());
         }

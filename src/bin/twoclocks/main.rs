@@ -5,9 +5,13 @@ mod both;
 mod clocks;
 mod doctor;
 mod inspect;
+mod lr;
 mod output;
 mod problem;
 mod profile;
+mod report;
+mod serve;
+mod sweep;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -28,15 +32,19 @@ struct Cli {
 enum Command {
     /// Train a recipe (digits, mnist) or a configuration file.
     Train(train::TrainArgs),
+    /// Learning-rate range test: a plot, and the rates that it suggests.
+    Lr(lr::LrArgs),
+    /// Vary settings of a run within a time, and rank them.
+    Sweep(sweep::SweepArgs),
     /// Score a saved run.
     Eval(inspect::EvalArgs),
-    /// List earlier runs, or show one.
+    /// List earlier runs, show one, or compare several.
     Runs(inspect::RunsArgs),
     /// Time kernels and whole steps, beside what the machine can do at most.
     Bench(bench::BenchArgs),
     /// Time every node of one training step, beside its floor.
     Profile(profile::ProfileArgs),
-    /// The experiments of the two clocks, with what theory predicts beside what is measured.
+    /// Both clocks of a run, or an experiment about them, with what theory predicts beside what is measured.
     Clocks(clocks::ClocksArgs),
     /// Devices and instruction sets, what is chosen, and why.
     Doctor(doctor::DoctorArgs),
@@ -94,6 +102,8 @@ fn main() -> ExitCode {
     let command = cli.command.unwrap_or_else(|| Command::Train(train::TrainArgs::default()));
     let outcome = match command {
         Command::Train(args) => train::run(args),
+        Command::Lr(args) => lr::run(args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Eval(args) => inspect::eval(args),
         Command::Runs(args) => inspect::runs(args),
         Command::Bench(args) => bench::run(args, began),

@@ -9,13 +9,9 @@ use serde_json::json;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use twoclocks::device::Device;
-use twoclocks::device::cpu::Peak;
-use twoclocks::gemm::{self, Plan, Precision, Spec};
 use twoclocks::tape::{Recording, Store};
+use twoclocks::train::{StepTimes, cpu_floors, step_times};
 use twoclocks::{Error, Result};
-
-/// Bytes up to which a floor counts a tensor at the cache's rate: a large last-level cache.
-const CACHE_BYTES: f64 = (32u64 << 20) as f64;
 
 /// Flags of `twoclocks profile`.
 #[derive(Args)]
@@ -51,49 +47,20 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         _ => return Err(Error::device(config.device, "is of a kind that has no profiles")),
     };
     let peak = cpu.peak();
-    // Products of another precision than f32 have a ceiling of their own.
-    let precision = trainer.precision();
-    let spec = Spec::new(512, 512, 512).in_precision(precision);
-    let product = Plan::new(cpu.isa(), spec, false, false).engine();
-    let ceiling = match precision {
-        Precision::F32 => peak.flops_per_s,
-        _ => gemm::ceiling(cpu.isa(), precision) * cpu.threads() as f64,
-    };
-    let products = Peak { flops_per_s: ceiling.max(peak.flops_per_s), ..peak };
-    trainer.start_epoch(0)?;
-    for step in 1..=20 {
-        trainer.step(step, 0, 1e-6)?;
-    }
-    let (recording, store) = trainer.step_recording()?;
-
-    let began = Instant::now();
-    let mut whole = Vec::new();
-    while began.elapsed() < budget || whole.len() < 5 {
-        let start = Instant::now();
-        recording.replay(store)?;
-        whole.push(start.elapsed().as_secs_f64());
-    }
     if args.timeline {
+        trainer.start_epoch(0)?;
+        for step in 1..=20 {
+            trainer.step(step, 0, 1e-6)?;
+        }
         return timeline(trainer.step_recording()?, budget, args.common.json);
     }
-    let mut times: Vec<Vec<f64>> = vec![Vec::new(); recording.nodes().len()];
-    let began = Instant::now();
-    while began.elapsed() < budget || times[0].len() < 5 {
-        recording.replay_timed(store, |node, nanoseconds| {
-            times[node].push(nanoseconds as f64 * 1e-9);
-        })?;
-    }
-    whole.sort_by(f64::total_cmp);
-    let whole = output::quantile(&whole, 0.5);
-    let medians: Vec<f64> = times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            output::quantile(&times, 0.5)
-        })
-        .collect();
+    let precision = trainer.precision();
+    let StepTimes { whole, nodes: medians } = step_times(&mut trainer, 2 * budget)?;
+    let (recording, _) = trainer.step_recording()?;
     let sum: f64 = medians.iter().sum();
-    let (mut floor_sum, nodes) = (0.0, recording.nodes());
+    let nodes = recording.nodes();
+    let floors = cpu_floors(&cpu, &peak, precision, nodes);
+    let floor_sum: f64 = floors.iter().sum();
     if !args.common.json {
         output::say!(
             "{:<34} {:<18} {:>10} {:>6} {:>10} {:>7}  {:>14} {:>12}",
@@ -107,10 +74,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
             "B/s"
         );
     }
-    for (node, &seconds) in nodes.iter().zip(&medians) {
-        let peak = if node.kernel == product { products } else { peak };
-        let floor = peak.floor_seconds(node.cost.flops, node.cost.bytes, CACHE_BYTES);
-        floor_sum += floor;
+    for ((node, &seconds), &floor) in nodes.iter().zip(&medians).zip(&floors) {
         if args.common.json {
             output::line(&json!({
                 "event": "node",

@@ -1,9 +1,11 @@
 //! `twoclocks train`.
 
+use crate::serve::Server;
 use crate::{Common, Work};
 use crate::{both, output};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,13 +26,20 @@ pub struct TrainArgs {
         "target_acc", "out", "print_config", "threads",
     ])]
     resume: Option<PathBuf>,
+    /// Finish a run in a folder of its own: from the checkpoint of the run RUN, whose learning rate is constant so far, let the rate fall
+    /// over this share of the steps done there (`--cool 20% RUN`). RUN stays as it is.
+    #[arg(long, value_name = "PERCENT", requires = "work", conflicts_with_all = [
+        "resume", "data", "device", "precision", "seed", "lr", "batch", "epochs", "steps", "time",
+        "target_acc", "print_config", "threads",
+    ])]
+    cool: Option<String>,
     /// Epochs at most.
     #[arg(long)]
     epochs: Option<u64>,
     /// Updates at most.
     #[arg(long)]
     steps: Option<u64>,
-    /// Training time at most: 30s, 2m, 1h.
+    /// Time of the whole run, from its start to its report, into which the schedule is fitted: 30s, 2m, 1h.
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
     /// Test accuracy, 0 to 1, that ends the run; missing it is a failure.
@@ -42,6 +51,9 @@ pub struct TrainArgs {
     /// Print the configuration as TOML and stop.
     #[arg(long)]
     print_config: bool,
+    /// Show the report while it trains, at this port of 127.0.0.1; 0 takes one that is free.
+    #[arg(long, value_name = "PORT")]
+    serve: Option<u16>,
     /// No progress bar and no reviews on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -52,32 +64,33 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let json = args.common.as_ref().is_some_and(|common| common.json);
     let stop = Arc::new(AtomicBool::new(false));
-    let config = match &args.resume {
-        Some(_) => None,
-        None => Some(configure(&args)?),
+    let share = args.cool.as_deref().map(percent).transpose()?;
+    let config = match args.resume.is_some() || share.is_some() {
+        true => None,
+        false => Some(configure(&args)?),
     };
     if let (true, Some(config)) = (args.print_config, &config) {
         output::say!("{}", config.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
-    let handler = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // A second Ctrl-C does not wait for the step to end.
-        if handler.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))?;
+    stop_on_interrupt(&stop)?;
     let mut screen = Screen::new(json, args.quiet);
+    screen.server = args.serve.map(|port| Server::start(port, json)).transpose()?;
+    let root = args.out.clone().unwrap_or_else(|| "runs".into());
     let outcome = match (&args.resume, &config) {
-        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop)?,
-        (None, Some(config)) => {
-            let root = args.out.clone().unwrap_or_else(|| "runs".into());
-            twoclocks::train::run(config, &root, &mut screen, &stop)
-                .map_err(|error| args.work.name_file(error))?
+        (Some(path), _) => twoclocks::train::resume(path, &mut screen, &stop),
+        (None, Some(config)) => twoclocks::train::run(config, &root, &mut screen, &stop)
+            .map_err(|error| args.work.name_file(error)),
+        (None, None) => {
+            let trunk = PathBuf::from(args.work.work.clone().unwrap_or_default());
+            let share = share.unwrap_or(f64::NAN);
+            twoclocks::train::cool(&trunk, share, &root, &mut screen, &stop)
         }
-        (None, None) => return Err(Error::config("train", "nothing to train")),
     };
+    if let Some(server) = screen.server.take() {
+        server.end();
+    }
+    let outcome = outcome?;
     if !args.quiet {
         match outcome.reason {
             Reason::Interrupted => output::note(format_args!(
@@ -97,6 +110,18 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Sets `stop` at the first Ctrl-C or request to end.
+pub fn stop_on_interrupt(stop: &Arc<AtomicBool>) -> Result<()> {
+    let stop = Arc::clone(stop);
+    ctrlc::set_handler(move || {
+        // A second Ctrl-C does not wait for the step to end.
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| Error::device("cpu", format!("cannot watch for Ctrl-C: {e}")))
+}
+
 fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     let threads = args.common.as_ref().and_then(|common| common.threads);
     let mut config = args.work.config("digits", threads)?;
@@ -114,20 +139,19 @@ fn configure(args: &TrainArgs) -> Result<twoclocks::train::Config> {
     Ok(config)
 }
 
-/// Seconds of `30s`, `2m`, `1h`, `500ms` or `30`.
-fn duration(text: &str) -> Result<f64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "" | "s" => Some(1.0),
-        "ms" => Some(1e-3),
-        "m" | "min" => Some(60.0),
-        "h" => Some(3600.0),
-        _ => None,
-    };
-    let seconds = digits.parse::<f64>().ok().zip(factor).map(|(value, factor)| value * factor);
-    seconds.filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| {
+/// Seconds of a flag's `30s`, `2m`, `1h`, `500ms` or `30`.
+pub fn duration(text: &str) -> Result<f64> {
+    twoclocks::runs::time::duration(text).ok_or_else(|| {
         Error::config("--time", format!("'{text}' is not a time like 30s, 2m or 1h"))
     })
+}
+
+/// The share of `20%`.
+fn percent(text: &str) -> Result<f64> {
+    let number = text.strip_suffix('%').and_then(|digits| digits.trim().parse::<f64>().ok());
+    number
+        .map(|percent| percent / 100.0)
+        .ok_or_else(|| Error::config("--cool", format!("'{text}' is not a percentage like 20%")))
 }
 
 /// The run as it goes: a progress bar and a line a review, or lines of JSON.
@@ -142,6 +166,8 @@ struct Screen {
     clocks: String,
     /// Whether C at the end as planned was said.
     forecast: bool,
+    /// The page that shows it as it goes.
+    server: Option<Server>,
 }
 
 /// Positions of the bar.
@@ -167,6 +193,7 @@ impl Screen {
             budget: 0.0,
             clocks: String::new(),
             forecast: false,
+            server: None,
         }
     }
 
@@ -185,7 +212,14 @@ impl Screen {
 }
 
 impl Observer for Screen {
+    fn shows_nearest(&self) -> usize {
+        if self.quiet && !self.json { 0 } else { 3 }
+    }
+
     fn started(&mut self, started: &Started) {
+        if let Some(server) = &self.server {
+            server.show(&started.folder);
+        }
         let from = match started.resumed_at {
             0 => String::new(),
             step => format!(", resumed after step {step}"),
@@ -204,6 +238,12 @@ impl Observer for Screen {
         ));
         if let Some(why) = &started.device_why {
             self.say(&format!("device auto: {why}"));
+        }
+        if self.json && !started.nearest.is_empty() {
+            output::event(json!({ "event": "nearest", "runs": started.nearest }));
+        }
+        for run in &started.nearest {
+            self.say(&format!("earlier {run}"));
         }
         if let Some(planned) = started.planned_contraction {
             self.forecast(planned);
@@ -250,7 +290,7 @@ impl Observer for Screen {
             output::event(Row::from(epoch.clone()).to_json());
         }
         self.say(&format!(
-            "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %  \
+            "epoch {:>3}  step {:>6}  {:>9}  train loss {:.4}  test loss {:.4}  test acc {:.2} %{}  \
              margin {:.2}  {}(review {})",
             epoch.epoch,
             epoch.step,
@@ -258,6 +298,7 @@ impl Observer for Screen {
             epoch.train_loss,
             epoch.test_loss,
             epoch.test_acc * 100.0,
+            epoch.extra.get("test_rows").map(|rows| format!(" of {rows} rows")).unwrap_or_default(),
             epoch.margin,
             self.clocks,
             output::seconds(epoch.review_seconds),

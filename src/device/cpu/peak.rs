@@ -28,6 +28,9 @@ pub struct Peak {
 const CHAINS: usize = 12;
 const ROUNDS: usize = 40_000;
 
+/// Values a thread that lie in its second-level cache: 256 kB.
+const SMALL: usize = 64 << 10;
+
 /// For how long one ceiling is measured.
 const WHILE: Duration = Duration::from_millis(60);
 
@@ -149,11 +152,44 @@ impl Cpu {
         self.peak_within(64 << 20, WHILE / 6)
     }
 
-    /// The peaks, each measured for `time`, those of memory over so many bytes.
-    fn peak_within(&self, bytes: usize, time: Duration) -> Peak {
+    /// The peaks of what stays in caches, in some 6 ms; those of memory are NaN.
+    pub fn cache_peak(&self) -> Peak {
+        let time = WHILE / 20;
+        let (flops_per_s, multiply) = self.multiply_peak(time);
+        let values = vec![1f32; SMALL * self.threads()];
+        let (cache_bytes_per_s, cache) = self.sum_peak(&values, time);
+        Peak {
+            flops_per_s,
+            memory_bytes_per_s: f64::NAN,
+            update_bytes_per_s: f64::NAN,
+            cache_bytes_per_s,
+            together: multiply && cache,
+        }
+    }
+
+    /// FLOPs a second, and whether all threads ran together.
+    fn multiply_peak(&self, time: Duration) -> (f64, bool) {
         let (isa, threads) = (self.isa(), self.threads());
         let flops = (ROUNDS * CHAINS * lanes(isa) * 2 * threads) as f64;
         let multiply = self.best(time, |_| dispatch(isa, Multiply { start: black_box(0.5) }));
+        (flops / multiply.seconds, multiply.together)
+    }
+
+    /// Bytes a second that all threads read of a part each, and whether they ran together.
+    fn sum_peak(&self, values: &[f32], time: Duration) -> (f64, bool) {
+        const REPEATS: usize = 400;
+        let isa = self.isa();
+        let cache = self.best(time, |thread| {
+            let values = &values[thread * SMALL..(thread + 1) * SMALL];
+            (0..REPEATS).map(|_| dispatch(isa, Sum { values: black_box(values) })).sum()
+        });
+        ((SMALL * self.threads() * 4 * REPEATS) as f64 / cache.seconds, cache.together)
+    }
+
+    /// The peaks, each measured for `time`, those of memory over so many bytes.
+    fn peak_within(&self, bytes: usize, time: Duration) -> Peak {
+        let (isa, threads) = (self.isa(), self.threads());
+        let (flops_per_s, multiplied_together) = self.multiply_peak(time);
 
         let mut big = Memory::zeroed(bytes);
         touch(big.bytes_mut());
@@ -169,18 +205,13 @@ impl Cpu {
         let read = self.best(time, |thread| {
             dispatch(isa, SumStreams { values: &all[thread * part..(thread + 1) * part] })
         });
-        const SMALL: usize = 64 << 10;
-        const REPEATS: usize = 400;
-        let cache = self.best(time, |thread| {
-            let values = &all[thread * SMALL..(thread + 1) * SMALL];
-            (0..REPEATS).map(|_| dispatch(isa, Sum { values: black_box(values) })).sum()
-        });
+        let (cache_bytes_per_s, summed_together) = self.sum_peak(all, time);
         Peak {
-            flops_per_s: flops / multiply.seconds,
+            flops_per_s,
             memory_bytes_per_s: update_bytes_per_s.max(bytes / read.seconds),
             update_bytes_per_s,
-            cache_bytes_per_s: (SMALL * threads * 4 * REPEATS) as f64 / cache.seconds,
-            together: multiply.together && read.together && cache.together,
+            cache_bytes_per_s,
+            together: multiplied_together && read.together && summed_together,
         }
     }
 
@@ -259,6 +290,11 @@ mod tests {
         for peak in [cpu.peak(), cpu.quick_peak()] {
             are_those_of_a_computer(peak);
         }
+        let (all, cache) = (cpu.quick_peak(), cpu.cache_peak());
+        let like = |a: f64, b: f64| a > b / 4.0 && a < b * 4.0;
+        assert!(like(cache.flops_per_s, all.flops_per_s), "{cache:?} {all:?}");
+        assert!(like(cache.cache_bytes_per_s, all.cache_bytes_per_s), "{cache:?} {all:?}");
+        assert!(cache.memory_bytes_per_s.is_nan(), "not measured: {cache:?}");
     }
 
     fn are_those_of_a_computer(peak: Peak) {

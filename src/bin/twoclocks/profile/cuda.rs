@@ -4,14 +4,10 @@ use crate::output;
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use twoclocks::Result;
 use twoclocks::device::cuda::Cuda;
-use twoclocks::gemm::Precision;
-use twoclocks::train::Trainer;
-
-/// Operations whose FLOPs are products, which tensor cores do in bf16.
-const PRODUCTS: [&str; 4] = ["matmul", "linear", "product_update", "linear_cross_entropy"];
+use twoclocks::train::{StepTimes, Trainer, gpu_floors, step_times};
 
 pub(super) fn run(
     trainer: &mut Trainer,
@@ -23,26 +19,9 @@ pub(super) fn run(
         eprintln!("NOT A GPU: the stand-in of this crate's tests; its times mean nothing");
     }
     let peak = cuda.peak()?;
-    let bf16 = trainer.precision() == Precision::Bf16;
-    trainer.start_epoch(0)?;
-    for step in 1..=20 {
-        trainer.step(step, 0, 1e-6)?;
-    }
-    let (recording, store) = trainer.step_recording()?;
-    let mut whole = recording.device_seconds(store, budget, 5)?;
-    let mut times: Vec<Vec<f64>> = vec![Vec::new(); recording.nodes().len()];
-    let began = Instant::now();
-    while began.elapsed() < budget || times[0].len() < 5 {
-        recording.replay_timed(store, |node, nanoseconds| {
-            times[node].push(nanoseconds as f64 * 1e-9);
-        })?;
-    }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        output::quantile(times, 0.5)
-    };
-    let whole = median(&mut whole);
-    let medians: Vec<f64> = times.iter_mut().map(median).collect();
+    let precision = trainer.precision();
+    let StepTimes { whole, nodes: medians } = step_times(trainer, 2 * budget)?;
+    let (recording, _) = trainer.step_recording()?;
     let sum: f64 = medians.iter().sum();
     let nodes = recording.nodes();
     if !json {
@@ -59,13 +38,10 @@ pub(super) fn run(
             "B/s"
         );
     }
-    let mut floor_sum = 0.0;
-    for (node, &seconds) in nodes.iter().zip(&medians) {
+    let floors = gpu_floors(&peak, precision, nodes);
+    let floor_sum: f64 = floors.iter().sum();
+    for ((node, &seconds), &floor) in nodes.iter().zip(&medians).zip(&floors) {
         let launches = node.chunks.len();
-        let tensor_cores = bf16 && PRODUCTS.contains(&node.op);
-        let floor =
-            peak.floor_seconds(node.cost.flops, node.cost.bytes, launches.max(1), tensor_cores);
-        floor_sum += floor;
         if json {
             output::line(&json!({
                 "event": "node",

@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""What the learning loops are for, measured with the command itself.
+
+    measure.py target   seconds of training to 98 % on MNIST: the recipe beside constant learning rates, the same net otherwise
+    measure.py rates    the recipe's budget at a grid of peak rates, beside the rate that `twoclocks lr` suggests
+    measure.py time     how near `--time` lands, with the rate at the end of its schedule, beside as many steps without a clock
+
+Each line is a JSON object; the last one of each measurement is its summary. Give --command PATH for a binary that is not
+target/release/twoclocks.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def say(**row):
+    print(json.dumps(row), flush=True)
+
+
+class Command:
+    def __init__(self, path, folder):
+        self.path, self.folder = path, Path(folder)
+
+    def lines(self, *arguments, ok=(0,)):
+        done = subprocess.run([self.path, *map(str, arguments)], capture_output=True, text=True)
+        if done.returncode not in ok:
+            sys.exit(f"{arguments}: {done.stderr}")
+        return done.stdout
+
+    def config(self, recipe, name, schedule=None, rate=None, **train):
+        """The recipe's configuration with another schedule, rate, and other bounds."""
+        text = self.lines("train", "--print-config", recipe)
+        if schedule:
+            text = re.sub(r"\[schedule\]\n(?:[^\[].*\n)*", f"[schedule]\n{schedule}\n\n", text)
+        if rate:
+            text = re.sub(r"(?m)^rate = .*$", f"rate = {rate!r}", text)
+        text = re.sub(r"(?m)^(steps|epochs|seconds|review_share|review_steps|target_acc) = .*\n", "", text)
+        head, tail = text.split("[train]\n")
+        path = self.folder / f"{name}.toml"
+        path.write_text(head + "[train]\n" + "".join(f"{k} = {v}\n" for k, v in train.items()) + tail)
+        return path
+
+    def train(self, *arguments):
+        began = time.perf_counter()
+        out = self.lines("train", *arguments, "--json", "--quiet", "--out", self.folder / "runs", ok=(0, 1))
+        wall = time.perf_counter() - began
+        rows = [json.loads(line) for line in out.splitlines()]
+        return [row for row in rows if row["event"] == "epoch"], rows[-1], wall
+
+
+def target(command, options):
+    found = {}
+    for seed in range(options.seeds):
+        ways = {"recipe": ("mnist", "--target-acc", "0.98")}
+        for rate in options.rates or [5e-4, 1e-3, 2e-3]:
+            # Reviews are often, and no part of the seconds: so the moment is not missed.
+            ways[f"constant {rate:g}"] = (
+                command.config("mnist", f"constant-{rate}", 'kind = "constant"', rate, epochs=12, target_acc=0.98,
+                               review_steps=25, review_share=1e9),)
+        for way, arguments in ways.items():
+            _, done, _ = command.train(*arguments, "--seed", seed)
+            seconds = done["seconds_to_target"]
+            found.setdefault(way, []).append((seconds, done["step"]))
+            say(way=way, seed=seed, seconds=seconds, step=done["step"], test_acc=done["test_acc"])
+    for way, runs in found.items():
+        seconds = [s if s is not None else float("inf") for s, _ in runs]
+        say(summary=way, median_seconds=statistics.median(seconds), seconds=sorted(seconds),
+            median_steps=statistics.median(step for _, step in runs))
+
+
+def rates(command, options):
+    out = command.lines("lr", options.recipe, "--json", "--out", command.folder / "lr.html")
+    suggested = json.loads(out.splitlines()[-1])
+    say(suggested=suggested)
+    grid = options.rates or [3e-4, 6e-4, 1.2e-3, 2.5e-3, 5e-3, 1e-2, 2e-2]
+    found = {}
+    for rate in [*grid, suggested["maximum"]]:
+        runs = []
+        for seed in range(options.seeds):
+            epochs, done, _ = command.train(options.recipe, "--lr", rate, "--seed", seed)
+            runs.append((epochs[-1]["test_loss"], epochs[-1]["train_loss"], 1 - done["test_acc"]))
+        loss, train, error = map(statistics.mean, zip(*runs))
+        found[rate] = (loss, error)
+        say(rate=rate, test_loss=loss, train_loss=train, test_error=error, seeds=options.seeds)
+    loss, error = found[suggested["maximum"]]
+    best = [min(value[i] for value in found.values()) for i in (0, 1)]
+    say(summary="suggested beside the best", loss_ratio=loss / best[0], error_ratio=error / best[1])
+
+
+def time_budgets(command, options):
+    for recipe in options.recipes:
+        for seconds in options.times:
+            epochs, done, wall = command.train(recipe, "--time", f"{seconds}s")
+            config = command.lines("train", "--print-config", recipe)
+            peak = float(re.search(r"(?m)^rate = (.*)$", config)[1])
+            row = dict(recipe=recipe, seconds=seconds, wall=wall, off=wall / seconds - 1, total=done["seconds_total"],
+                       training=done["seconds_training"], steps=done["step"], test_acc=done["test_acc"],
+                       test_loss=epochs[-1]["test_loss"], last_rate=epochs[-1]["lr"] / peak)
+            if options.beside:
+                epochs, same, _ = command.train(recipe, "--steps", done["step"])
+                row |= dict(as_many_steps_acc=same["test_acc"], as_many_steps_loss=epochs[-1]["test_loss"])
+            say(**row)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["target", "rates", "time"])
+    parser.add_argument("--command", default="target/release/twoclocks")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs="+")
+    parser.add_argument("--recipe", default="mnist", help="of `rates`")
+    parser.add_argument("--recipes", nargs="+", default=["digits", "mnist"], help="of `time`")
+    parser.add_argument("--times", type=float, nargs="+", default=[0.5, 2, 5, 20])
+    parser.add_argument("--beside", action="store_true", help="train as many steps without a clock, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        command = Command(options.command, folder)
+        {"target": target, "rates": rates, "time": time_budgets}[options.what](command, options)
+
+
+if __name__ == "__main__":
+    main()
