@@ -1,4 +1,4 @@
-//! Whole training steps of `mlp64`, `mlp` and `mlp2048`: batch 128, AdamW.
+//! Whole training steps of `mlp64`, `mlp` and `mlp2048`: batch 128, AdamW; and the probe of a review, of 512 rows.
 //!
 //! `cargo bench --bench steps`
 
@@ -11,6 +11,12 @@ use twoclocks::{Device, Result, Var};
 
 const BATCH: usize = 128;
 const BATCHES: usize = 16;
+
+const NETS: [(&str, &[usize]); 3] = [
+    ("mlp64", &[64, 64, 64, 10]),
+    ("mlp", &[784, 512, 512, 10]),
+    ("mlp2048", &[784, 2048, 2048, 2048, 10]),
+];
 
 struct Mlp(Vec<Linear>);
 
@@ -31,26 +37,27 @@ impl Module for Mlp {
     }
 }
 
+/// A trainer of the net, in its first epoch.
+fn trainer(device: &Device, widths: &[usize]) -> Trainer {
+    let mut parameters = Parameters::new();
+    let model = Mlp::new(&mut parameters, widths).expect("model");
+    let data = Split {
+        train: synthetic(BATCH * BATCHES, widths[0], 10, 1),
+        test: synthetic(BATCH, widths[0], 10, 2),
+    };
+    let options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
+    let mut trainer =
+        Trainer::new(device, Box::new(model), parameters, &data, options).expect("trainer");
+    trainer.start_epoch(0).expect("epoch");
+    trainer
+}
+
 fn steps(criterion: &mut Criterion) {
-    let nets: [(&str, &[usize]); 3] = [
-        ("mlp64", &[64, 64, 64, 10]),
-        ("mlp", &[784, 512, 512, 10]),
-        ("mlp2048", &[784, 2048, 2048, 2048, 10]),
-    ];
     let device = Device::cpu(0).expect("cpu");
     let mut group = criterion.benchmark_group("step");
     group.sample_size(30).throughput(Throughput::Elements(BATCH as u64));
-    for (name, widths) in nets {
-        let mut parameters = Parameters::new();
-        let model = Mlp::new(&mut parameters, widths).expect("model");
-        let data = Split {
-            train: synthetic(BATCH * BATCHES, widths[0], 10, 1),
-            test: synthetic(BATCH, widths[0], 10, 2),
-        };
-        let options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
-        let mut trainer =
-            Trainer::new(&device, Box::new(model), parameters, &data, options).expect("trainer");
-        trainer.start_epoch(0).expect("epoch");
+    for (name, widths) in NETS {
+        let mut trainer = trainer(&device, widths);
         let mut step = 0;
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -63,5 +70,17 @@ fn steps(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, steps);
+fn probes(criterion: &mut Criterion) {
+    let device = Device::cpu(0).expect("cpu");
+    let mut group = criterion.benchmark_group("probe");
+    group.sample_size(10);
+    for (name, widths) in NETS {
+        let mut trainer = trainer(&device, widths);
+        trainer.probe().expect("the first probe");
+        group.bench_function(name, |bencher| bencher.iter(|| trainer.probe().expect("probe")));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, steps, probes);
 criterion_main!(benches);

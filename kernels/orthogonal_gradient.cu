@@ -1,5 +1,5 @@
 // The part of each gradient that is orthogonal to its weights, as long as the whole was:
-// h = g - (g.w / w.w) w, g = h sqrt(g.g / h.h). Contract: src/ops/orthogonal_gradient. w, g: f32 [P], with 16-byte aligned bases.
+// h = g - (g.w / w.w) w, g = h sqrt(g.g / h.h). Contract: src/ops/orthogonal_gradient. w, g: f32 [P].
 //
 // The flat region is cut into pieces of one segment each as for the update, at most 4096 elements. All launch blocks of 256.
 // orthogonal_gradient_sums: block i leaves g.g, w.w, g.w of piece i in sums[i]; grid = pieces.
@@ -14,11 +14,12 @@
 /// Does `f` for each group of up to four elements of a piece: its first element, how many, and whether in one access.
 template <class F>
 DEVICE void each_four(const Piece& piece, F& f) {
+    bool aligned = aligned_for_four(f.w) && aligned_for_four(f.g);
     u64 end = piece.start + piece.count;
     // Groups of four lie at multiples of four, whatever the piece begins with.
     for (u64 i = piece.start / 4 * 4 + threadIdx.x * 4; i < end; i += 1024) {
         u64 first = i < piece.start ? piece.start : i, last = i + 4 < end ? i + 4 : end;
-        f(first, u32(last - first), last - first == 4);
+        f(first, u32(last - first), aligned && last - first == 4);
     }
 }
 

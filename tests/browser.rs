@@ -280,6 +280,71 @@ fn a_report_reads_well_in_light_and_dark_and_on_a_phone() {
     }
 }
 
+/// Without a browser: what a run finds out itself, and what is filled in on demand.
+#[test]
+fn a_run_leaves_its_findings_and_the_rest_is_filled_in() {
+    let scratch = Scratch::new("findings");
+    let config = scratch.path().join("wide.toml");
+    // Singular values of 256 x 2000 are too much for a run of ten steps.
+    let wide = LONG.replace(
+        "outputs = 32",
+        "outputs = 256, bias = false },\n    { kind = \"linear\", outputs = 2000",
+    );
+    fs::write(&config, wide.replace("seconds = SECONDS", "steps = 10")).expect("written");
+    let out = scratch.path().join("runs");
+    let output =
+        twoclocks().arg("train").arg(&config).args(["--quiet", "--out"]).arg(&out).output();
+    let output = output.expect("the command starts");
+    assert!(output.status.success(), "{}", text(&output));
+    let run = fs::read_dir(&out).expect("runs").next().expect("a run").expect("an entry").path();
+    let closing = || -> serde_json::Value {
+        let text = fs::read_to_string(run.join("closing.json")).expect("closing.json");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let found = closing();
+    assert_eq!(found["step"], 10);
+    let rows = found["test"]["confusion"].as_array().expect("a matrix").iter();
+    let sum: u64 = rows
+        .flat_map(|row| row.as_array().expect("a row"))
+        .map(|count| count.as_u64().expect("a count"))
+        .sum();
+    assert_eq!(sum, 360, "the test rows of the digits");
+    let left_out = found["left_out"].to_string();
+    assert!(left_out.contains("singular values of"), "{left_out}");
+    let page = || fs::read_to_string(run.join("report.html")).expect("a page");
+    assert!(page().contains("Left out to keep the run short"), "{}", page());
+
+    let name = run.file_name().expect("a name");
+    let output =
+        twoclocks().args(["runs", "report", "--json", "--out"]).arg(&out).arg(name).output();
+    let output = output.expect("the command starts");
+    assert!(output.status.success(), "{}", text(&output));
+    let report = json_lines(&output)[0]["report"].as_str().map(PathBuf::from);
+    assert_eq!(report, Some(run.join("report.html")));
+    let found = closing();
+    assert_eq!(found["spectra"].as_array().map(Vec::len), Some(3));
+    assert!(found["left_out"].is_null(), "{found}");
+    assert!(found["profile"]["nodes"].as_array().is_some_and(|nodes| nodes.len() > 5), "{found}");
+    assert!(!page().contains("Left out to keep the run short"));
+
+    let output = twoclocks().args(["clocks", "--json"]).arg(&run).output().expect("clocks");
+    let line = &json_lines(&output)[0];
+    assert_eq!((&line["event"], &line["state"]), (&"clocks".into(), &"finished".into()));
+    let ranks = &line["spectra"][0]["stable_rank"];
+    assert!(ranks[0].as_f64().is_some_and(|rank| rank > 1.0 && rank <= 64.0), "{line}");
+
+    // Without its checkpoint the page is made all the same, and the error says what is missing.
+    fs::remove_file(run.join("model.safetensors")).expect("removed");
+    fs::remove_file(run.join("report.html")).expect("removed");
+    let output = twoclocks().arg("clocks").arg(&run).output().expect("clocks");
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("model.safetensors"), "{}", text(&output));
+    assert!(page().contains("<h2>Curves</h2>"));
+    let output = twoclocks().args(["clocks", "no-such-run"]).output().expect("clocks");
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("no-such-run"), "{}", text(&output));
+}
+
 /// A run that goes on for a while, with many reviews.
 const LONG: &str = r#"
 recipe = "long"

@@ -60,8 +60,13 @@ fn trainer(precision: Precision, threads: usize, features: usize) -> Trainer {
     let data =
         Split { train: synthetic(1000, features, 11, 1), test: synthetic(100, features, 11, 2) };
     let device = Device::cpu(threads).expect("cpu");
-    let options =
-        TrainOptions { batch: 128, label_smoothing: 0.1, precision, ..TrainOptions::default() };
+    let options = TrainOptions {
+        batch: 128,
+        label_smoothing: 0.1,
+        precision,
+        telemetry: true,
+        ..TrainOptions::default()
+    };
     Trainer::new(&device, Box::new(model), parameters, &data, options).expect("trainer")
 }
 

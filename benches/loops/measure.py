@@ -38,7 +38,7 @@ class Command:
         """The recipe's configuration with another schedule, rate, and other bounds."""
         text = self.lines("train", "--print-config", recipe)
         if schedule:
-            text = re.sub(r"\[schedule\]\n(?:[^\[].*\n)*", f"[schedule]\n{schedule}\n\n", text)
+            text = re.sub(r"\[schedule\]\n(?:(?!\[).*\n)*", f"[schedule]\n{schedule}\n\n", text)
         if rate:
             text = re.sub(r"(?m)^rate = .*$", f"rate = {rate!r}", text)
         text = re.sub(r"(?m)^(steps|epochs|seconds|review_share|review_steps|target_acc) = .*\n", "", text)
@@ -58,12 +58,14 @@ class Command:
 def target(command, options):
     found = {}
     for seed in range(options.seeds):
-        ways = {"recipe": ("mnist", "--target-acc", "0.98")}
+        # Reviews as often for all of them, and no part of the seconds; 0 has them between epochs, as they are without a word.
+        reviews = dict(target_acc=0.98)
+        if options.review_steps:
+            reviews |= dict(review_steps=options.review_steps, review_share=1e9)
+        ways = {"recipe": (command.config("mnist", "recipe", steps=options.steps, **reviews),)}
         for rate in options.rates or [5e-4, 1e-3, 2e-3]:
-            # Reviews are often, and no part of the seconds: so the moment is not missed.
             ways[f"constant {rate:g}"] = (
-                command.config("mnist", f"constant-{rate}", 'kind = "constant"', rate, epochs=12, target_acc=0.98,
-                               review_steps=25, review_share=1e9),)
+                command.config("mnist", f"constant-{rate}", 'kind = "constant"', rate, epochs=12, **reviews),)
         for way, arguments in ways.items():
             _, done, _ = command.train(*arguments, "--seed", seed)
             seconds = done["seconds_to_target"]
@@ -115,6 +117,8 @@ def main():
     parser.add_argument("--command", default="target/release/twoclocks")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rates", type=float, nargs="+")
+    parser.add_argument("--review-steps", type=int, default=25, help="of `target`")
+    parser.add_argument("--steps", type=int, default=528, help="of the recipe, of `target`")
     parser.add_argument("--recipe", default="mnist", help="of `rates`")
     parser.add_argument("--recipes", nargs="+", default=["digits", "mnist"], help="of `time`")
     parser.add_argument("--times", type=float, nargs="+", default=[0.5, 2, 5, 20])

@@ -64,16 +64,21 @@ pub fn collapse(
         (0..classes * classes).map(|i| dot(&centred[i / classes], &centred[i % classes])).collect();
     let (values, vectors) = jacobi(gram.clone(), classes);
     let largest = values.iter().copied().fold(0.0, f64::max);
+    // All that is asked of a sample are its products with the means. Of its own class' mean the same are known.
+    let products = products(features, &means, classes);
+    let of_means: Vec<f64> =
+        (0..classes * classes).map(|i| dot(mean(i / classes), mean(i % classes))).collect();
     let mut within = 0.0;
     for (value, vector) in values.iter().zip(&vectors).filter(|(value, _)| **value > NULL * largest)
     {
-        let direction: Vec<f64> =
-            (0..width).map(|j| (0..classes).map(|c| vector[c] * centred[c][j]).sum()).collect();
+        // The direction is a sum of centred means, so that what all means have in common drops out.
+        let average = vector.iter().sum::<f64>() / classes as f64;
+        let weights: Vec<f64> = vector.iter().map(|v| v - average).collect();
         let mut spread = 0.0;
-        for (i, &label) in labels.iter().enumerate() {
-            let mean = mean(label as usize);
-            let along: f64 =
-                (0..width).map(|j| (f64::from(row(i)[j]) - mean[j]) * direction[j]).sum();
+        for (of_sample, &label) in products.chunks(classes).zip(labels) {
+            let of_mean = &of_means[label as usize * classes..];
+            let terms = weights.iter().zip(of_sample).zip(of_mean);
+            let along: f64 = terms.map(|((weight, x), mean)| weight * (x - mean)).sum();
             spread += along * along;
         }
         within += classes as f64 * spread / samples as f64 / (value * value);
@@ -98,9 +103,8 @@ pub fn collapse(
         }
     }
     let nearest = |i: usize| {
-        let distance = |class: usize| -> f64 {
-            row(i).iter().zip(mean(class)).map(|(&x, m)| (f64::from(x) - m).powi(2)).sum()
-        };
+        // Without the sample's own square.
+        let distance = |c: usize| of_means[c * (classes + 1)] - 2.0 * products[i * classes + c];
         (0..classes)
             .min_by(|&a, &b| distance(a).total_cmp(&distance(b)))
             .map_or(0, |class| class as u32)
@@ -113,6 +117,26 @@ pub fn collapse(
         duality: duality.sqrt(),
         nearest: other as f64 / samples as f64,
     })
+}
+
+/// Products of the samples with the class means: `[samples, classes]`. Sums for all classes at once, which do not wait for
+/// each other.
+fn products(features: Matrix<'_>, means: &[f64], classes: usize) -> Vec<f64> {
+    let width = features.columns;
+    let mut transposed = vec![0f64; width * classes];
+    for (i, &mean) in means.iter().enumerate() {
+        transposed[i % width * classes + i / width] = mean;
+    }
+    let mut products = vec![0f64; features.rows * classes];
+    if width > 0 {
+        for (sums, row) in products.chunks_mut(classes).zip(features.values.chunks(width)) {
+            for (&x, means) in row.iter().zip(transposed.chunks(classes)) {
+                let x = f64::from(x);
+                sums.iter_mut().zip(means).for_each(|(sum, mean)| *sum += x * mean);
+            }
+        }
+    }
+    products
 }
 
 /// Eigenvalues and eigenvectors of a small symmetric matrix, by Jacobi's rotations.

@@ -1,6 +1,6 @@
 //! Layers: each declares its parameters and records one fused operation.
 
-use super::{Forward, Initial, Mode, Module, Parameter, Parameters, Role};
+use super::{Forward, Initial, LayerKind, Mode, Module, Parameter, Parameters, Role};
 use crate::error::{Error, Result};
 use crate::ops::{self, Activation, LinearLoss, Recorder, Var};
 use crate::tensor::{DType, Shape};
@@ -98,7 +98,9 @@ impl Module for Linear {
     fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
         let (weight, precision) = (pass.weight(self.weight)?, pass.precision());
         let bias = self.bias.map(|bias| pass.parameter(bias)).transpose()?;
-        ops::linear_in(pass.tape, precision, x, weight, bias, self.activation)
+        let y = ops::linear_in(pass.tape, precision, x, weight, bias, self.activation)?;
+        pass.note(LayerKind::Linear { weight: self.weight, activation: self.activation }, x, y);
+        Ok(y)
     }
 }
 
@@ -108,13 +110,15 @@ pub struct Activate(pub Activation);
 
 impl Module for Activate {
     fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
-        match self.0 {
-            Activation::None => Ok(x),
+        let y = match self.0 {
+            Activation::None => return Ok(x),
             Activation::Relu => ops::relu(pass.tape, x),
             Activation::Gelu => ops::gelu(pass.tape, x),
             Activation::Tanh => ops::tanh(pass.tape, x),
             Activation::Silu => ops::silu(pass.tape, x),
-        }
+        }?;
+        pass.note(LayerKind::Activation(self.0), x, y);
+        Ok(y)
     }
 }
 
@@ -180,7 +184,9 @@ impl LayerNorm {
 impl Module for LayerNorm {
     fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
         let (gain, bias) = (pass.parameter(self.gain)?, pass.parameter(self.bias)?);
-        ops::layer_norm(pass.tape, x, gain, bias, self.epsilon)
+        let y = ops::layer_norm(pass.tape, x, gain, bias, self.epsilon)?;
+        pass.note(LayerKind::Norm, x, y);
+        Ok(y)
     }
 }
 
@@ -211,7 +217,9 @@ impl RmsNorm {
 impl Module for RmsNorm {
     fn forward(&self, pass: &mut Forward<'_>, x: Var) -> Result<Var> {
         let gain = pass.parameter(self.gain)?;
-        ops::rms_norm(pass.tape, x, gain, self.epsilon)
+        let y = ops::rms_norm(pass.tape, x, gain, self.epsilon)?;
+        pass.note(LayerKind::Norm, x, y);
+        Ok(y)
     }
 }
 

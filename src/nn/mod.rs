@@ -15,7 +15,7 @@ pub use parameters::{Bound, Parameter, ParameterInfo, Parameters, Role};
 
 use crate::error::Result;
 use crate::gemm::{PackedWeight, Precision};
-use crate::ops::{Var, Weight};
+use crate::ops::{Activation, Var, Weight};
 use crate::tape::Tape;
 
 /// What a recording is for.
@@ -27,6 +27,35 @@ pub enum Mode {
     Eval,
 }
 
+/// What a layer does, as far as measurements of a model go by it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LayerKind {
+    /// `act(x W + b)`.
+    Linear {
+        /// W.
+        weight: Parameter,
+        /// What follows in the same operation.
+        activation: Activation,
+    },
+    /// An activation of its own.
+    Activation(Activation),
+    /// Brings vectors to a common size: by their deviation, or their root mean square.
+    Norm,
+}
+
+/// A layer in a pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noted {
+    /// Its name: that of the scope in which it was recorded, of its parameters where there is none.
+    pub name: String,
+    /// What it does.
+    pub kind: LayerKind,
+    /// What it reads.
+    pub input: Var,
+    /// What it gives.
+    pub output: Var,
+}
+
 /// The recording of one pass through a model.
 pub struct Forward<'a> {
     /// Where the operations go.
@@ -35,13 +64,15 @@ pub struct Forward<'a> {
     pub mode: Mode,
     parameters: &'a Bound,
     vars: Vec<Option<Var>>,
+    scope: String,
+    noted: Vec<Noted>,
 }
 
 impl<'a> Forward<'a> {
     /// A pass that reads its parameters from `parameters`.
     pub fn new(tape: &'a mut Tape, mode: Mode, parameters: &'a Bound) -> Self {
         let vars = vec![None; parameters.infos().len()];
-        Forward { tape, mode, parameters, vars }
+        Forward { tape, mode, parameters, vars, scope: String::new(), noted: Vec::new() }
     }
 
     /// The tensor of a parameter on this tape; the same one at every call.
@@ -96,14 +127,35 @@ impl<'a> Forward<'a> {
     /// Runs `body` inside a scope of the tape: its nodes carry the name.
     pub fn scoped<R>(&mut self, name: &str, body: impl FnOnce(&mut Forward<'_>) -> R) -> R {
         let (mode, parameters) = (self.mode, self.parameters);
-        let vars = &mut self.vars;
+        let (vars, noted) = (&mut self.vars, &mut self.noted);
+        let scope = match self.scope.is_empty() {
+            true => name.to_owned(),
+            false => format!("{}/{name}", self.scope),
+        };
         self.tape.scoped(name, |tape| {
-            let taken = std::mem::take(vars);
-            let mut inner = Forward { tape, mode, parameters, vars: taken };
+            let (taken, before) = (std::mem::take(vars), std::mem::take(noted));
+            let mut inner = Forward { tape, mode, parameters, vars: taken, scope, noted: before };
             let result = body(&mut inner);
-            *vars = inner.vars;
+            (*vars, *noted) = (inner.vars, inner.noted);
             result
         })
+    }
+
+    /// Notes what a layer did, for those who measure the model. The layers of this module do so; one that
+    /// does not is not measured.
+    pub fn note(&mut self, kind: LayerKind, input: Var, output: Var) {
+        let name = match kind {
+            LayerKind::Linear { weight, .. } if self.scope.is_empty() => {
+                self.parameters.infos()[weight.index()].layer().to_owned()
+            }
+            _ => self.scope.clone(),
+        };
+        self.noted.push(Noted { name, kind, input, output });
+    }
+
+    /// The layers so far, in the order of the pass.
+    pub fn noted(&self) -> &[Noted] {
+        &self.noted
     }
 
     /// The parameters that were read, with their tensors, in the order of their declaration.

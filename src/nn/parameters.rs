@@ -63,6 +63,13 @@ pub struct ParameterInfo {
     pub multiplied: bool,
 }
 
+impl ParameterInfo {
+    /// The name without its last part: that of the layer, `fc1` of `fc1.weight`.
+    pub fn layer(&self) -> &str {
+        self.name.rsplit_once('.').map_or(&self.name, |(layer, _)| layer)
+    }
+}
+
 /// The parameters of a model, as its layers declare them.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {

@@ -132,7 +132,8 @@ impl Comparison {
             row("epochs", &|run| run.summary.epochs.to_string()),
             row("steps", &|run| run.summary.step.to_string()),
         ];
-        let said: [(&str, &dyn Fn(&Clocks) -> Option<String>); 5] = [
+        type OfClocks<'a> = &'a dyn Fn(&Clocks) -> Option<String>;
+        let said: [(&str, OfClocks<'_>); 5] = [
             ("loss above its floor", &|clocks| clocks.loss.map(|loss| short(loss - clocks.floor))),
             ("C = sum of rate x decay", &|clocks| clocks.contraction.map(short)),
             ("excess rank left", &|clocks| clocks.excess_rank.map(short)),

@@ -111,6 +111,7 @@ fn trained(root: &Path, name: &str, epochs: u64, speed: f64, end: &str) -> RunFo
             row.extra.insert("stable_rank".into(), serde_json::json!([9.0 - progress, 4.5, 2.0]));
             row.extra.insert("excess_rank".into(), serde_json::json!(1.0 - 0.6 * progress));
             row.extra.insert("contraction".into(), serde_json::json!(0.2 * progress));
+            row.extra.insert("planned_contraction".into(), serde_json::json!(0.2));
             row.extra.insert("train_margin".into(), serde_json::json!(11.0 * progress));
             row.extra.insert("least_margin".into(), serde_json::json!(4.0 * progress - 3.0));
             row.extra.insert("advice".into(), serde_json::json!("keep going: the loss <falls>"));
@@ -178,6 +179,8 @@ fn a_finished_run_stands_beside_the_earlier_ones() {
         "<td>5.5 (4.4 to 7.15)</td>",
         "<td>1.50 s to never</td>",
         "1.4 in steps, 1.5 in time",
+        "rate × decay, 0.2 as planned",
+        "<title>excess rank left: 1 at 0 seconds of training</title>",
         // Findings
         "158 of 168 test rows are right",
         "&lt;two&gt; as one (7 times)",
@@ -192,7 +195,7 @@ fn a_finished_run_stands_beside_the_earlier_ones() {
         assert!(html.contains(expected), "no {expected:?}");
     }
     // What the clocks' panels draw has no chart of its own.
-    assert!(!html.contains("<b>Excess rank</b>") && !html.contains("<b>Contraction</b>"));
+    assert!(!html.contains("<b>Excess rank</b>") && !html.contains("ontraction</b>"));
     assert!(!html.contains("the future"), "a later run is not an earlier one");
 }
 

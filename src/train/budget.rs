@@ -21,10 +21,10 @@ const NEWEST: f64 = 0.05;
 const LONGEST: f64 = 4.0;
 
 /// Seconds that a checkpoint and a report take before they are measured: so much, and as long as this many bytes a second need.
-const ENDING_SECONDS: f64 = 0.015;
+const ENDING_SECONDS: f64 = 0.03;
 const ENDING_BYTES_PER_S: f64 = 4e8;
-/// Seconds in which the process ends.
-const EXIT_SECONDS: f64 = 0.004;
+/// Seconds in which the process begins and ends.
+const EXIT_SECONDS: f64 = 0.012;
 /// Largest share of a time that measuring its end may take.
 const REHEARSAL_SHARE: f64 = 0.03;
 
@@ -46,6 +46,8 @@ pub(super) struct Times {
     /// A test row in a review, and a review beside its rows.
     pub(super) test_row: Option<f64>,
     pub(super) review_rest: f64,
+    /// A probe.
+    pub(super) probe: f64,
     /// A checkpoint and a report.
     pub(super) checkpoint: Option<f64>,
     pub(super) report: Option<f64>,
@@ -70,7 +72,7 @@ impl Times {
     fn ending(&self, rows: usize, bytes: f64) -> f64 {
         let unmeasured = ENDING_SECONDS + bytes / ENDING_BYTES_PER_S;
         let written = self.checkpoint.zip(self.report).map_or(unmeasured, |(a, b)| a + b);
-        self.review(rows) + written + EXIT_SECONDS
+        self.review(rows) + self.probe + written + EXIT_SECONDS
     }
 }
 
@@ -122,6 +124,24 @@ impl Runner<'_> {
         let ending = self.times.ending(self.test_rows, self.checkpoint_bytes());
         let all = self.config.train.seconds?;
         Some(all - self.elapsed() - ending - self.closing_allowance())
+    }
+
+    /// Whether a review at this moment is the last one, as far as budgets say.
+    fn is_over(&self) -> bool {
+        let limits = &self.config.train;
+        let by_epochs = limits.epochs.is_some_and(|epochs| self.position.epoch >= epochs);
+        by_epochs || self.used_up(limits).is_some()
+    }
+
+    /// Whether a review of which `seconds` are spent looks at the weights too: at the end (of the budget, or as the target is reached), and else where all such looks
+    /// stay within half of the share of reviews.
+    pub(super) fn probe_is_due(&self, seconds: f64, reached: bool) -> bool {
+        let LoopConfig { review_share, .. } = self.config.train;
+        let all = review_share * self.position.seconds_training();
+        let probes = self.position.seconds_probe() + self.times.probe;
+        let reviews = self.position.seconds_review() + seconds + self.times.probe;
+        let over = reached || self.is_over();
+        self.config.clocks.telemetry && (over || (probes <= all / 2.0 && reviews <= all))
     }
 
     /// Seconds that may go into finding out about the net after the last step.
@@ -331,8 +351,9 @@ mod tests {
     fn the_end_is_kept_back_as_it_was_measured() {
         let mut times = Times { test_row: Some(1e-5), ..Times::default() };
         let guessed = times.ending(10_000, 4e6);
-        assert!((guessed - (0.1 + 0.015 + 0.01 + 0.004)).abs() < 1e-12, "{guessed}");
+        let wanted = 0.1 + ENDING_SECONDS + 0.01 + EXIT_SECONDS;
+        assert!((guessed - wanted).abs() < 1e-12, "{guessed}");
         times = Times { checkpoint: Some(0.5), report: Some(0.25), review_rest: 1.0, ..times };
-        assert!((times.ending(10_000, 4e6) - (0.1 + 1.0 + 0.75 + 0.004)).abs() < 1e-12);
+        assert!((times.ending(10_000, 4e6) - (0.1 + 1.0 + 0.75 + EXIT_SECONDS)).abs() < 1e-12);
     }
 }

@@ -39,6 +39,9 @@ pub struct Config {
     pub schedule: Schedule,
     /// Batch, budget, reviews and checkpoints.
     pub train: LoopConfig,
+    /// What is measured for the two clocks.
+    #[serde(default)]
+    pub clocks: ClocksConfig,
     /// The run that this one branched from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<BranchConfig>,
@@ -179,6 +182,22 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
 }
 
+/// What is measured of a run for its two clocks. None of it changes a weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClocksConfig {
+    /// Whether steps and reviews are measured.
+    pub telemetry: bool,
+    /// Training rows of the probe batch, at most.
+    pub probe_rows: usize,
+}
+
+impl Default for ClocksConfig {
+    fn default() -> Self {
+        ClocksConfig { telemetry: true, probe_rows: 512 }
+    }
+}
+
 impl Config {
     /// Reads a configuration file.
     ///
@@ -232,6 +251,9 @@ impl Config {
         {
             let problem = "an `embedding` takes whole numbers: use normalise = \"none\"";
             return refuse("data.normalise", problem.into());
+        }
+        if self.clocks.probe_rows == 0 {
+            return refuse("clocks.probe_rows", "0 rows: a probe looks at one at least".into());
         }
         self.optimizer.validate()?;
         for (number, layer) in self.model.layers.iter().enumerate() {

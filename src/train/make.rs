@@ -90,6 +90,8 @@ fn trainer_on(device: &Device, config: &Config, data: &Split) -> Result<Trainer>
         optimizer: config.optimizer,
         normalise: config.data.normalise.into(),
         precision: config.precision.resolve(device, config.train.batch, &parameters),
+        telemetry: config.clocks.telemetry,
+        probe_rows: config.clocks.probe_rows,
     };
     Trainer::new(device, Box::new(model), parameters, data, options)
 }

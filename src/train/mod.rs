@@ -14,20 +14,25 @@ mod make;
 mod measure;
 mod observer;
 mod outlook;
+mod probe;
 mod profile;
 mod range;
 mod recipes;
 mod run;
 mod runner;
 pub mod select;
+mod spectra;
 mod state;
 pub mod sweep;
+mod telemetry;
 mod trainer;
 mod watch;
 
 pub use branch::cool;
 pub use closing::examine;
-pub use config::{Config, DataConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig};
+pub use config::{
+    ClocksConfig, Config, DataConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
+};
 pub use loop_config::{BatchFrom, LoopConfig, Plateau, RateScale};
 pub use measure::{ParameterSums, ProbeFigures, StepFigures, WeightFigures};
 pub use observer::{Observer, Outcome, Progress, Reason, Silent, Started};

@@ -1,6 +1,9 @@
 //! The learning-rate range test: one short run in which the rate rises from far too low to too high, and what its loss says of
 //! the rates between.
 //!
+//! The highest rate of a cycle is that at which the smoothed loss was lowest, the lowest one that at which it had done a tenth of its
+//! fall; each as many steps earlier as smoothing delays it.
+//!
 //! Source: Smith, "Cyclical learning rates for training neural networks", 2017 (first 2015), section 3.3.
 
 use super::config::Config;
@@ -10,9 +13,16 @@ use std::time::Instant;
 
 /// Steps of a test that is not told how many; fewer where an epoch has no more.
 const STEPS: usize = 250;
-/// A loss that is so many times the lowest one, or more than this times the first, has broken: the test ends.
-const BROKEN: f64 = 4.0;
+/// A loss is so many steps behind, for each step of the test, and at least this many.
+const DELAY: (f64, f64) = (0.04, 1.0);
+/// The loss has broken where it is so many times what it was at the start, or has lost this share of its fall again.
 const WORSE_THAN_START: f64 = 1.5;
+const LOST: f64 = 0.5;
+/// Share of the fall that is done at the lowest rate of a cycle.
+const BEGUN: f64 = 0.1;
+/// A fall is one where it is so many times the scatter of the batches' losses; and to have been lost again, it must have been more.
+const SEEN: f64 = 2.0;
+const SURE: f64 = 3.0;
 
 /// How a range test goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,7 +39,7 @@ pub struct RangeOptions {
 
 impl Default for RangeOptions {
     fn default() -> Self {
-        RangeOptions { from: 1e-6, to: 10.0, steps: None, linear: false }
+        RangeOptions { from: 1e-5, to: 10.0, steps: None, linear: false }
     }
 }
 
@@ -106,7 +116,6 @@ pub fn range_test(config: &Config, options: RangeOptions) -> Result<RangeTest> {
     };
     let mut smooth = Smooth::over(steps);
     let (mut points, mut broke) = (Vec::with_capacity(steps), false);
-    let mut lowest = f64::INFINITY;
     for step in 0..steps {
         let rate = rate_of(step);
         let loss = trainer.step(step as u64 + 1, step * rows, rate)?;
@@ -114,15 +123,14 @@ pub fn range_test(config: &Config, options: RangeOptions) -> Result<RangeTest> {
         broke = !loss.is_finite();
         if !broke {
             points.push(RangePoint { rate, loss, smoothed });
-            lowest = lowest.min(smoothed);
-            broke = smoothed > BROKEN * lowest || smoothed > WORSE_THAN_START * points[0].loss;
+            broke = has_broken(&points);
         }
         if broke {
             break;
         }
     }
     Ok(RangeTest {
-        suggestion: suggest(&points),
+        suggestion: suggest(&points, steps),
         epochs: (points.len() * rows) as f64 / trainer.rows() as f64,
         points,
         broke,
@@ -138,21 +146,113 @@ struct Smooth {
     weight: f64,
 }
 
+/// By how many steps the smoothed loss is behind.
+fn delay(steps: usize) -> f64 {
+    (steps as f64 * DELAY.0).max(DELAY.1)
+}
+
 impl Smooth {
     fn over(steps: usize) -> Smooth {
-        Smooth { factor: 1.0 - 1.0 / (steps as f64 / 25.0).max(2.0), sum: 0.0, weight: 0.0 }
+        // The mean age of what is summed.
+        let delay = delay(steps);
+        Smooth { factor: delay / (delay + 1.0), sum: 0.0, weight: 0.0 }
     }
 
     fn add(&mut self, value: f64) -> f64 {
-        self.sum = self.factor * self.sum + (1.0 - self.factor) * value;
-        self.weight = self.factor * self.weight + (1.0 - self.factor);
+        self.sum = self.factor * self.sum + value;
+        self.weight = self.factor * self.weight + 1.0;
         self.sum / self.weight
     }
 }
 
-fn suggest(points: &[RangePoint]) -> Option<Suggestion> {
-    let lowest = points.iter().min_by(|a, b| a.smoothed.total_cmp(&b.smoothed))?;
-    let first = points.first()?;
-    (lowest.smoothed < first.loss)
-        .then(|| Suggestion { minimum: lowest.rate / 100.0, maximum: lowest.rate / 10.0 })
+/// Steps from which on something can be said of a fall.
+const FEWEST: usize = 8;
+
+/// How a loss fell.
+struct Fall {
+    /// The loss before.
+    start: f64,
+    /// Where it was lowest.
+    lowest: usize,
+    /// How far it fell, and by how much the losses of batches scatter.
+    depth: f64,
+    scatter: f64,
+}
+
+fn fall(points: &[RangePoint]) -> Option<Fall> {
+    if points.len() < FEWEST {
+        return None;
+    }
+    let count = (points.len() / 10).max(3);
+    let start = points[..count].iter().map(|point| point.loss).sum::<f64>() / count as f64;
+    let at = |&i: &usize, &j: &usize| points[i].smoothed.total_cmp(&points[j].smoothed);
+    let lowest = (0..points.len()).min_by(at)?;
+    // Of neighbours, so that the fall itself does not count.
+    let seen = &points[..=lowest.max(FEWEST - 1)];
+    let squares = seen.windows(2).map(|pair| (pair[1].loss - pair[0].loss).powi(2));
+    let scatter = (squares.sum::<f64>() / (2 * (seen.len() - 1)) as f64).sqrt();
+    Some(Fall { start, lowest, depth: start - points[lowest].smoothed, scatter })
+}
+
+fn has_broken(points: &[RangePoint]) -> bool {
+    let (Some(fall), Some(last)) = (fall(points), points.last()) else { return false };
+    let lost = last.smoothed - (fall.start - fall.depth) > LOST * fall.depth;
+    last.smoothed > WORSE_THAN_START * fall.start || (fall.depth > SURE * fall.scatter && lost)
+}
+
+fn suggest(points: &[RangePoint], steps: usize) -> Option<Suggestion> {
+    let Fall { start, lowest, depth, scatter } = fall(points)?;
+    if depth <= SEEN * scatter {
+        return None;
+    }
+    let before = |place: usize| points[place.saturating_sub(delay(steps).round() as usize)].rate;
+    let begun = points.iter().position(|point| point.smoothed < start - BEGUN * depth)?;
+    let (minimum, maximum) = (before(begun.min(lowest)), before(lowest));
+    (minimum < maximum).then_some(Suggestion { minimum, maximum })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn points(losses: impl Iterator<Item = f64>) -> Vec<RangePoint> {
+        let losses: Vec<f64> = losses.collect();
+        let mut smooth = Smooth::over(losses.len());
+        let point = |(i, &loss): (usize, &f64)| {
+            let rate = 10f64.powf(-5.0 + 6.0 * i as f64 / losses.len() as f64);
+            RangePoint { rate, loss, smoothed: smooth.add(loss) }
+        };
+        losses.iter().enumerate().map(point).collect()
+    }
+
+    /// 2.3, from 1e-4 on down to 0.5 at 1e-2, and up again.
+    fn curve(i: usize) -> f64 {
+        let x = -5.0 + 6.0 * i as f64 / 200.0;
+        let noise = [0.03, -0.02, -0.03, 0.02][i % 4];
+        noise + (2.3 - 0.9 * (x + 4.0).max(0.0) + 2.7 * (x + 2.0).max(0.0)).max(0.3)
+    }
+
+    #[test]
+    fn rates_are_those_of_the_loss_without_the_delay() {
+        let points = points((0..200).map(curve));
+        let Suggestion { minimum, maximum } = suggest(&points, 200).expect("rates");
+        // The loss rises faster than it fell: so it is behind by less than the delay.
+        assert!((0.5e-2..1.2e-2).contains(&maximum), "{maximum}");
+        // A tenth of the fall is at 1.6e-4.
+        assert!((1e-4..2.5e-4).contains(&minimum), "{minimum}");
+        let broken = (1..=200).find(|&count| has_broken(&points[..count])).expect("it breaks");
+        // Half of the fall is lost at 3.6e-2, and seen 8 steps later.
+        assert!((3.6e-2..8e-2).contains(&points[broken - 1].rate), "{broken}");
+    }
+
+    #[test]
+    fn noise_is_no_fall() {
+        let noise = |i: usize| 2.3 + ((i * 7919) % 101) as f64 / 101.0;
+        for count in [20, 200] {
+            let points = points((0..count).map(noise));
+            assert_eq!(suggest(&points, count), None);
+            assert!((1..=count).all(|first| !has_broken(&points[..first])));
+        }
+        assert_eq!(suggest(&[], 20), None);
+    }
 }

@@ -4,6 +4,7 @@ use super::budget::{Planned, Times};
 use super::closing;
 use super::config::Config;
 use super::loop_config::LoopConfig;
+use super::measure::ProbeFigures;
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
 use super::state::{self, Position};
 use super::trainer::{Review, Trainer};
@@ -161,10 +162,17 @@ impl<'a> Runner<'a> {
         if let Some(reason) = self.ended_before(&limits) {
             return Ok(reason);
         }
+        if self.config.clocks.telemetry {
+            // Before the first step that is the beginning of the slow clock; after a resumption, what the next probe is
+            // compared with.
+            let probe = self.probe()?;
+            if self.position.step == 0 {
+                self.watch.start(&probe);
+            }
+        }
         if limits.seconds.is_some() {
             self.measure_review()?;
         }
-        let trace_every = self.total_steps.map_or(1, |total| total.div_ceil(TRACE_POINTS)).max(1);
         loop {
             self.trainer.start_epoch(self.position.epoch)?;
             while self.position.offset < self.trainer.rows() {
@@ -175,7 +183,7 @@ impl<'a> Runner<'a> {
                     self.review(self.test_rows, observer)?;
                     return Ok(self.reached(&limits).unwrap_or(reason));
                 }
-                self.steps(observer, trace_every, &limits)?;
+                self.steps(observer, &limits)?;
                 // At the end of the run, or of the epoch, the review comes first: a run that is killed between
                 // the two would review again.
                 let mid_epoch = self.position.offset < self.trainer.rows();
@@ -213,13 +221,16 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn steps(
-        &mut self,
-        observer: &mut dyn Observer,
-        trace_every: u64,
-        limits: &LoopConfig,
-    ) -> Result<()> {
-        let began = Instant::now();
+    /// Every how many steps one is kept in the journal; by the speed so far, where time bounds the run.
+    fn trace_every(&self) -> u64 {
+        let seconds = self.config.train.seconds;
+        let in_time = seconds.zip(self.times.step).map(|(all, step)| (all / step) as u64);
+        let steps = self.total_steps.into_iter().chain(in_time).min();
+        steps.map_or(1, |all| all.div_ceil(TRACE_POINTS)).max(1)
+    }
+
+    fn steps(&mut self, observer: &mut dyn Observer, limits: &LoopConfig) -> Result<()> {
+        let (began, trace_every) = (Instant::now(), self.trace_every());
         let Planned { places, batch, next, last } = self.plan(limits);
         self.trainer.set_batch(batch);
         let factor = limits.rate_factor(batch);
@@ -339,6 +350,14 @@ impl<'a> Runner<'a> {
     }
 
     /// Reviews all test rows, or a sample of so many, unless nothing was learned since the last review.
+    /// Looks at the probe batch and the weights, and takes the time of that.
+    fn probe(&mut self) -> Result<ProbeFigures> {
+        let began = Instant::now();
+        let probe = self.trainer.probe()?;
+        self.times.probe = began.elapsed().as_secs_f64();
+        Ok(probe)
+    }
+
     fn review(&mut self, rows: usize, observer: &mut dyn Observer) -> Result<()> {
         if self.last_review == (self.position.step, rows) {
             return Ok(());
@@ -369,11 +388,18 @@ impl<'a> Runner<'a> {
             review_seconds: of_rows,
             extra: sampled.then(|| ("test_rows".to_owned(), rows.into())).into_iter().collect(),
         };
+        let figures = self.trainer.take_figures()?;
+        row.train_acc = figures.as_ref().map(|figures| figures.accuracy);
+        let before_probe = began.elapsed().as_secs_f64();
+        let due = self.probe_is_due(before_probe, reached);
+        let probe = due.then(|| self.probe()).transpose()?;
+        let of_probe = began.elapsed().as_secs_f64() - before_probe;
         let outlook = self.outlook();
-        self.watch.review(&mut row, None, None, outlook);
+        self.watch.review(&mut row, figures.as_ref(), probe.as_ref(), outlook);
         // All that a review finds is part of what it takes.
         row.review_seconds = began.elapsed().as_secs_f64();
-        self.times.review_rest = row.review_seconds - of_rows;
+        self.times.review_rest = row.review_seconds - of_rows - of_probe;
+        self.position.set_seconds_probe(self.position.seconds_probe() + of_probe);
         self.position.set_seconds_review(self.position.seconds_review() + row.review_seconds);
         self.journal.append(row.clone())?;
         self.position.reviewed(accuracy, sampled, self.config.train.plateau);

@@ -30,6 +30,9 @@ pub(super) struct Position {
     seconds_total: u64,
     /// Bits of the seconds of reviews.
     seconds_review: u64,
+    /// Bits of the seconds of probes within them.
+    #[serde(default)]
+    seconds_probe: u64,
     /// Bits of the seconds of training when the target was first reached.
     pub seconds_to_target: Option<u64>,
     /// Bits of the last review's accuracy.
@@ -78,6 +81,7 @@ impl Default for Position {
             seconds_training: 0,
             seconds_total: 0,
             seconds_review: 0,
+            seconds_probe: 0,
             seconds_to_target: None,
             accuracy: None,
             rate: no_rate(),
@@ -113,6 +117,7 @@ fractions! {
     seconds_training, set_seconds_training;
     seconds_total, set_seconds_total;
     seconds_review, set_seconds_review;
+    seconds_probe, set_seconds_probe;
     rate, set_rate;
     progress, set_progress;
 }

@@ -1,18 +1,25 @@
 //! A model with its data on a device: steps and reviews, replayed from recordings.
 
-#[path = "examine.rs"]
 mod examine;
+mod record;
+mod review;
 
-use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values, order};
+pub(super) use record::Pass;
+pub use review::Review;
+
+use super::measure::{ProbeFigures, StepFigures};
+use super::probe::Probe;
+use super::telemetry::Telemetry;
+use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
-use crate::nn::{Bound, Forward, Mode, Module, Parameters};
-use crate::ops::{self, Recorder, Var};
+use crate::nn::{Bound, Module, Parameters};
+use crate::ops;
 use crate::optim::{Between, Optimizer, OptimizerConfig, PolarWeight, Rates, Segment};
 use crate::runs::Environment;
 use crate::tape::{Cache, KEPT, NotFinite, Recording, Region, Store, Tape};
-use crate::tensor::{DType, Shape};
+use crate::tensor::DType;
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Debug)]
@@ -31,6 +38,10 @@ pub struct TrainOptions {
     pub normalise: NormalisationKind,
     /// How products are computed; weights, loss and optimizer are f32.
     pub precision: Precision,
+    /// Whether steps are measured as they go ([`Trainer::take_figures`]). That changes no weight.
+    pub telemetry: bool,
+    /// Training rows that [`Trainer::probe`] looks at, at most.
+    pub probe_rows: usize,
 }
 
 impl Default for TrainOptions {
@@ -43,29 +54,20 @@ impl Default for TrainOptions {
             optimizer: OptimizerConfig::default(),
             normalise: NormalisationKind::Global,
             precision: Precision::F32,
+            telemetry: false,
+            probe_rows: 512,
         }
     }
 }
 
-/// What a review found on the test set.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Review {
-    /// Mean cross-entropy.
-    pub loss: f64,
-    /// Share of rows classified right, 0 to 1.
-    pub accuracy: f64,
-    /// Mean logit of the right class minus the largest other one.
-    pub margin: f64,
-}
-
 /// A data set in device memory, and the rows of it that are visited, in their order.
 #[derive(Clone, Copy)]
-struct Resident {
-    values: Region,
-    labels: Region,
-    order: Region,
-    rows: usize,
-    features: usize,
+pub(super) struct Resident {
+    pub(super) values: Region,
+    pub(super) labels: Region,
+    pub(super) order: Region,
+    pub(super) rows: usize,
+    pub(super) features: usize,
 }
 
 /// One recording of a step is made for each of these.
@@ -80,12 +82,6 @@ struct StepKey {
     last: bool,
 }
 
-/// Rows of a review batch.
-const REVIEW_ROWS: usize = 512;
-
-/// Seed of the sample of the test set: one for all runs, so that they can be compared.
-const SAMPLE_SEED: u64 = 0x7e57;
-
 /// Steps that a GPU is given at once, at most: while they run, nobody can stop the run or review it.
 #[cfg(feature = "cuda")]
 const MOST_AT_ONCE: usize = 32;
@@ -95,12 +91,12 @@ const NO_ROW: u64 = u64::MAX >> 1;
 
 /// A model, its parameters and optimizer, and a data set, on one device.
 pub struct Trainer {
-    store: Store,
+    pub(super) store: Store,
     model: Box<dyn Module>,
-    parameters: Bound,
+    pub(super) parameters: Bound,
     optimizer: Optimizer,
-    options: TrainOptions,
-    train: Resident,
+    pub(super) options: TrainOptions,
+    pub(super) train: Resident,
     test: Resident,
     /// Some rows of the test set.
     sample: Option<Resident>,
@@ -109,7 +105,7 @@ pub struct Trainer {
     row_shape: Vec<usize>,
     classes: usize,
     class_names: Option<Vec<String>>,
-    offset: U64Slot,
+    pub(super) offset: U64Slot,
     epoch: U64Slot,
     steps: Cache<StepKey>,
     /// By order of the rows, and rows of a batch.
@@ -122,6 +118,8 @@ pub struct Trainer {
     /// First row and rows of the updates that are under way, and their losses.
     updates: Vec<(usize, usize)>,
     losses: Vec<f64>,
+    telemetry: Option<Telemetry>,
+    probe: Option<Probe>,
 }
 
 impl Trainer {
@@ -188,6 +186,9 @@ impl Trainer {
         }
         let train = resident(&mut store, "train", &data.train)?;
         let test = resident(&mut store, "test", &data.test)?;
+        let telemetry = options.telemetry;
+        let count = parameters.infos().len();
+        let telemetry = telemetry.then(|| Telemetry::new(&mut store, count)).transpose()?;
         let identity: Vec<u32> = (0..test.rows as u32).collect();
         store.write(test.order, 0, &identity)?;
         let scale = store.upload("scale", &normalisation.scale);
@@ -208,6 +209,8 @@ impl Trainer {
             kept: Vec::new(),
             updates: Vec::new(),
             losses: Vec::new(),
+            telemetry,
+            probe: None,
             store,
             model,
             parameters,
@@ -419,7 +422,7 @@ impl Trainer {
         let mut kept = self.kept.iter();
         self.losses.clear();
         for (number, &(_, rows)) in self.updates.iter().enumerate() {
-            let loss = loss_of(self.options.batch, rows, &mut kept);
+            let loss = loss_of(self.options.batch, rows, &mut kept, self.telemetry.as_mut());
             // What came after it kept nothing.
             kept.by_ref().take(self.optimizer.after(step + number as u64).count()).for_each(drop);
             self.losses.push(loss);
@@ -468,173 +471,33 @@ impl Trainer {
         Ok(None)
     }
 
-    /// Records the model's pass over a batch: its logits [rows, classes] and labels.
-    fn record_forward(
-        &self,
-        tape: &mut Tape,
-        parameters: &Bound,
-        data: &Resident,
-        rows: usize,
-        mode: Mode,
-    ) -> Result<(Var, Var, Vec<Var>)> {
-        let values = tape.persistent("values", data.values, 0, [data.rows, data.features])?;
-        let labels = tape.persistent("labels", data.labels, 0, [data.rows])?;
-        let order = tape.persistent("order", data.order, 0, [self.store.len(data.order)])?;
-        let scale = tape.persistent("scale", self.scale, 0, [data.features])?;
-        let shift = tape.persistent("shift", self.shift, 0, [data.features])?;
-        let batch = tape.scoped("data", |tape| {
-            ops::batch(tape, values, labels, order, scale, shift, rows, self.offset)
-        })?;
-        let shape: Vec<usize> = [&[rows], &self.row_shape[..]].concat();
-        let inputs = match self.row_shape.len() {
-            1 => batch.inputs,
-            _ => ops::reshape(tape, batch.inputs, Shape::from(shape))?,
-        };
-        let mut pass = Forward::new(tape, mode, parameters);
-        let logits = self.model.forward(&mut pass, inputs)?;
-        let read = pass.into_read();
-        if read.len() != self.parameters.infos().len() {
-            let unread = self
-                .parameters
-                .infos()
-                .iter()
-                .enumerate()
-                .find(|(i, _)| !read.iter().any(|(parameter, _)| parameter.index() == *i));
-            let name = unread.map_or("", |(_, info)| &info.name);
-            return Err(Error::config(
-                name,
-                "this parameter is declared, but the model does not use it",
-            ));
+    /// What the steps said of themselves since this was last called, or the trainer was made; `None` if there
+    /// was no step, or they are not asked ([`TrainOptions::telemetry`]). After a step that was not finite the
+    /// figures may not be either.
+    ///
+    /// # Errors
+    /// None on a CPU.
+    pub fn take_figures(&mut self) -> Result<Option<StepFigures>> {
+        let Trainer { telemetry, store, parameters, .. } = self;
+        match telemetry {
+            Some(telemetry) => telemetry.take(store, parameters.infos()),
+            None => Ok(None),
         }
-        let found = &tape.tensor_type(logits).shape;
-        let wanted = Shape::from([rows, self.classes]);
-        if *found != wanted {
-            let given = &found.extents()[1..];
-            let hint = match given.len() {
-                1 => "its `outputs` must be the number of classes",
-                _ => "a `flatten` layer joins the axes of an image",
-            };
-            let problem = format!(
-                "a row of the data, of shape {:?}, comes out of the last layer with shape {given:?}, \
-                 but the data has {} classes ({hint})",
-                self.row_shape, self.classes
-            );
-            return Err(Error::config("model.layers", problem));
-        }
-        Ok((logits, batch.labels, read.into_iter().map(|(_, var)| var).collect()))
     }
 
-    fn record_step(&self, key: StepKey) -> Result<Recording> {
-        let mut tape = Tape::new(&self.store);
-        let (logits, labels, parameters) =
-            self.record_forward(&mut tape, &self.parameters, &self.train, key.rows, Mode::Train)?;
-        let loss = tape.scoped("loss", |tape| {
-            ops::softmax_cross_entropy(tape, logits, labels, self.options.label_smoothing)
-        })?;
-        // Batches of one update count by their rows.
-        let share = key.rows as f32 / key.total as f32;
-        let shape = tape.tensor_type(loss.loss).shape.clone();
-        let upstream = tape.fill(shape, share);
-        let gradients = tape.vector_jacobian(&[(loss.loss, upstream)], &parameters)?;
-        let (weights, region) = (self.parameters.weights(), self.parameters.gradients());
-        let guard = Some(loss.loss);
-        let mut norm = None;
-        if key.first && key.last {
-            let recorded =
-                self.optimizer.record_from(&mut tape, weights, region, &gradients, guard)?;
-            norm = recorded.norm;
-        } else {
-            for (info, gradient) in self.parameters.infos().iter().zip(gradients) {
-                if key.first {
-                    tape.place(gradient, region, info.offset)?;
-                } else {
-                    let name = format!("{}.gradient", info.name);
-                    let sum = tape.persistent(&name, region, info.offset, &info.shape)?;
-                    ops::accumulate(&mut tape, sum, gradient)?;
-                }
-            }
-            if key.last {
-                norm = self.optimizer.record(&mut tape, weights, region, guard)?.norm;
-            }
-        }
-        tape.stop_on(loss.loss)?;
-        if let Some(norm) = norm {
-            tape.stop_on(norm)?;
-        }
-        tape.compile(&self.store)
-    }
-
-    fn record_review(&self, data: &Resident, rows: usize) -> Result<(Recording, Var)> {
-        let mut tape = Tape::new(&self.store);
-        let parameters = self.evaluated();
-        let (logits, labels, _) =
-            self.record_forward(&mut tape, &parameters, data, rows, Mode::Eval)?;
-        let loss =
-            tape.scoped("loss", |tape| ops::softmax_cross_entropy(tape, logits, labels, 0.0))?;
-        tape.keep(loss.loss)?;
-        tape.keep(loss.statistics)?;
-        tape.output(logits)?;
-        Ok((tape.compile(&self.store)?, logits))
-    }
-
-    /// Loss, accuracy and margin on the test set.
+    /// Looks at the model on the probe batch, the first training rows of the data set, and at its weights. Not
+    /// state of a run: what it compares with, and begins from, is the probe before in this process.
     ///
     /// # Errors
     /// Recording fails.
-    pub fn review(&mut self) -> Result<Review> {
-        self.review_of(self.test)
-    }
-
-    /// The same on a sample of so many rows of the test set, which are always the same; all of them where it has no more.
-    ///
-    /// # Errors
-    /// Recording fails.
-    pub fn review_sample(&mut self, rows: usize) -> Result<Review> {
-        if rows >= self.test.rows {
-            return self.review();
-        }
-        let sample = match self.sample.filter(|sample| self.store.len(sample.order) == rows) {
-            Some(sample) => sample,
-            None => {
-                let all = order(SAMPLE_SEED, 0, self.test.rows);
-                let name = format!("test.sample of {rows}");
-                Resident { order: self.store.upload(&name, &all[..rows]), ..self.test }
-            }
+    pub fn probe(&mut self) -> Result<ProbeFigures> {
+        let mut probe = match self.probe.take() {
+            Some(probe) => probe,
+            None => Probe::new(self)?,
         };
-        self.sample = Some(sample);
-        self.review_of(sample)
-    }
-
-    fn review_of(&mut self, data: Resident) -> Result<Review> {
-        let total = self.store.len(data.order);
-        let (mut loss, mut right, mut margin) = (0.0, 0.0, 0.0);
-        let all = data.order == self.test.order;
-        self.reviewed.begin(&self.store, if all { total * self.classes } else { 0 });
-        for start in (0..total).step_by(REVIEW_ROWS) {
-            let rows = REVIEW_ROWS.min(total - start);
-            let key = (data.order, rows);
-            if !self.reviews.contains(&key) {
-                let (recording, logits) = self.record_review(&data, rows)?;
-                self.reviews.get(key, || Ok(recording))?;
-                self.reviewed.recorded(key, logits);
-            }
-            let recording = self.reviews.get(key, || unreachable!("recorded above"))?;
-            let offset = self.offset;
-            recording.enqueue(&mut self.store, 1, |_, control| {
-                control.set_u64(offset, start as u64);
-            })?;
-            self.reviewed.take(recording, key, self.classes)?;
-        }
-        self.store.collect(&mut self.kept)?;
-        for (start, kept) in (0..total).step_by(REVIEW_ROWS).zip(&self.kept) {
-            let rows = REVIEW_ROWS.min(total - start) as f64;
-            let [of_batch, of_margin, _, of_right, ..] = kept.map(f64::from);
-            loss += of_batch * rows;
-            margin += of_margin * rows;
-            right += of_right;
-        }
-        let total = total as f64;
-        Ok(Review { loss: loss / total, accuracy: right / total, margin: margin / total })
+        let figures = probe.figures(self);
+        self.probe = Some(probe);
+        figures
     }
 
     /// The recording of a whole step of the first batch, for profiles and cost figures.
@@ -663,19 +526,33 @@ fn parts(batch: usize, rows: usize) -> impl Iterator<Item = (StepKey, usize)> {
     })
 }
 
-/// The loss of an update of `rows` rows from what its batches kept: loss, and norm of the gradients.
-fn loss_of<'a>(batch: usize, rows: usize, kept: &mut impl Iterator<Item = &'a [f32; KEPT]>) -> f64 {
+/// The loss of an update of `rows` rows from what its batches kept: loss, statistics where there is
+/// telemetry, and norm of the gradients.
+fn loss_of<'a>(
+    batch: usize,
+    rows: usize,
+    kept: &mut impl Iterator<Item = &'a [f32; KEPT]>,
+    mut telemetry: Option<&mut Telemetry>,
+) -> f64 {
+    let norm_at = if telemetry.is_some() { Telemetry::NORM_AT } else { 1 };
     let mut total = 0.0;
-    for ((key, _), [loss, norm, ..]) in parts(batch, rows).zip(kept) {
+    for ((key, _), kept) in parts(batch, rows).zip(kept) {
+        let (loss, norm) = (kept[0], kept[norm_at]);
         // The optimizer skipped this update; a run that skips all of them is not a run. (The norm is
         // 0 where there is none.)
         if !norm.is_finite() {
             return f64::NAN;
         }
-        total += f64::from(*loss) * (key.rows as f64 / key.total as f64);
+        total += f64::from(loss) * (key.rows as f64 / key.total as f64);
         if !loss.is_finite() {
-            return f64::from(*loss);
+            return f64::from(loss);
         }
+        if let Some(telemetry) = &mut telemetry {
+            telemetry.add_batch(key.rows, kept);
+        }
+    }
+    if let Some(telemetry) = telemetry {
+        telemetry.add_update();
     }
     total
 }

@@ -85,10 +85,10 @@ fn floor(smoothing: f64, classes: usize) -> f64 {
 
 /// By how much more than rate times decay a step contracts the weights. Decoupled decay contracts by just that. Coupled decay goes through
 /// the momentum of SGD, which multiplies it in the long run, and through the second moment of Adam, where nothing is left of the decay
-/// as a rate of contraction, and through the sign of Lion.
+/// as a rate of contraction, and through the sign of Lion. Cautious decay contracts by as much at most.
 fn gain(optimizer: &OptimizerConfig) -> f64 {
     match (optimizer.decay, optimizer.rule) {
-        (Decay::Decoupled, _) => 1.0,
+        (Decay::Decoupled | Decay::Cautious, _) => 1.0,
         (Decay::Coupled, Rule::Sgd { momentum, .. }) => 1.0 / (1.0 - momentum),
         _ => 0.0,
     }
@@ -219,6 +219,9 @@ impl Watch {
     /// Takes the weights as they are before the first step.
     pub(super) fn start(&mut self, probe: &ProbeFigures) {
         self.start_rank = mean_rank(probe).filter(|&rank| rank > 1.0);
+        if self.start_rank.is_some() {
+            self.excess = Series::new([Point { step: 0.0, seconds: 0.0, value: 1.0 }]);
+        }
     }
 
     /// Takes account of a review, adds what the clocks say to its row, and advises.
@@ -538,6 +541,8 @@ mod tests {
         );
         let l2 = OptimizerConfig { decay: Decay::Coupled, ..OptimizerConfig::adamw() };
         assert_eq!(gain(&l2), 0.0, "Adam divides it away");
+        let cautious = OptimizerConfig { decay: Decay::Cautious, ..OptimizerConfig::adamw() };
+        assert_eq!(gain(&cautious), 1.0, "at most");
     }
 
     #[test]

@@ -136,6 +136,14 @@ on_stand_in! {
         taken(0, 16);
         assert_eq!(taken(16, 16), [1, 1, 1, 1, 0, 0, 0]);
         assert_eq!(taken(32, 1), [1, 1, 1, 1, 0, 0, 0]);
+        // Nor does telemetry take a call.
+        let mut measured = small(&device(), |options| options.telemetry = true);
+        let rates = [1e-3; 16];
+        measured.steps(1, 0, &rates).expect("steps");
+        let before = calls(NAMES);
+        measured.steps(17, 16 * rows, &rates).expect("steps");
+        let after = calls(NAMES);
+        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|i| after[i] - before[i]), [1, 1, 1, 1, 0, 0, 0]);
         // An epoch's order is made on the device: a row of the control block, and a kernel.
         trainer.start_epoch(1).expect("order");
         let before = calls(NAMES);

@@ -172,6 +172,81 @@ on_stand_in! {
     }
 }
 
+/// `found` is `want` within a share of it.
+fn near(what: &str, found: f64, want: f64, share: f64) {
+    assert!(found.is_finite() && want.is_finite(), "{what}: {found}, CPU {want}");
+    assert!((found - want).abs() <= share * want.abs().max(1e-2), "{what}: {found}, CPU {want}");
+}
+
+on_stand_in! {
+    /// Telemetry changes no bit of the weights; what it says, and what probes see, is what the CPU's say.
+    fn telemetry_beside_the_cpu() {
+        let device = device();
+        for clipped in [false, true] {
+            let trainer = |device: &Device, telemetry: bool| {
+                let mut trainer = digits(device, Precision::F32, |options| {
+                    (options.batch, options.probe_rows, options.telemetry) = (32, 60, telemetry);
+                    if clipped {
+                        options.accumulate = 2;
+                        options.optimizer.clip_norm = Some(0.5);
+                    }
+                });
+                trainer.start_epoch(0).expect("order");
+                trainer
+            };
+            let what = if clipped { "clipped, accumulated" } else { "plain" };
+            let cpu = Device::cpu(1).expect("cpu");
+            let mut trainers =
+                [trainer(&device, true), trainer(&device, false), trainer(&cpu, true)];
+            let rows = trainers[0].update_rows(0);
+            let mut probes = Vec::new();
+            for turn in 0..2 {
+                for trainer in &mut trainers {
+                    trainer.steps(3 * turn as u64 + 1, 3 * turn * rows, &[1e-3; 3]).expect("steps");
+                }
+                probes = [0, 2].map(|i| trainers[i].probe().expect("a probe")).to_vec();
+            }
+            let [on, off] = [0, 1].map(|i| weights(&trainers[i]));
+            assert!(on.iter().map(|x| x.to_bits()).eq(off.iter().map(|x| x.to_bits())), "{what}");
+
+            let [got, none, want] =
+                [0, 1, 2].map(|i| trainers[i].take_figures().expect("figures"));
+            assert_eq!(none, None);
+            let (got, want) = (got.expect("there were steps"), want.expect("there were steps"));
+            assert_eq!((got.steps, got.rows), (want.steps, want.rows), "{what}");
+            near("accuracy", got.accuracy, want.accuracy, 0.05);
+            near("margin", got.margin, want.margin, 1e-3);
+            near("least margin", got.least_margin, want.least_margin, 1e-3);
+            near("rms", got.logit_rms, want.logit_rms, 1e-4);
+            assert_eq!(got.saturated, want.saturated, "{what}");
+            for (got, want) in got.parameters.iter().zip(&want.parameters) {
+                near(&got.name, got.gradient2, want.gradient2, 1e-3);
+                near(&got.name, got.weight2, want.weight2, 1e-4);
+                near(&got.name, got.gradient_weight, want.gradient_weight, 1e-2);
+            }
+            assert_eq!(trainers[0].take_figures().expect("figures"), None, "they were taken");
+
+            let (got, want) = (&probes[0], &probes[1]);
+            assert!(!got.weights.is_empty() && got.weights.len() == want.weights.len());
+            for (got, want) in got.weights.iter().zip(&want.weights) {
+                near(&got.name, got.norm, want.norm, 1e-4);
+                near(&got.name, got.stable_rank, want.stable_rank, 2e-2);
+            }
+            assert!(!got.balance.is_empty() && !got.flips.is_empty(), "{what}: {got:?}");
+            for (got, want) in got.balance.iter().zip(&want.balance) {
+                near(&got.0, got.1, want.1, 1e-3);
+            }
+            for (got, want) in got.flips.iter().zip(&want.flips) {
+                assert!((got.1 - want.1).abs() < 2e-3, "{what}: {got:?}, CPU {want:?}");
+            }
+            let [got, want] = [got, want].map(|probe| probe.collapse.expect("all classes"));
+            near("nc1", got.within, want.within, 1e-2);
+            near("nc3", got.duality, want.duality, 1e-3);
+            digest(what, &on);
+        }
+    }
+}
+
 /// On a device that does nothing before somebody waits for it, the same bits come out.
 #[test]
 fn nothing_is_read_before_it_is_waited_for() {

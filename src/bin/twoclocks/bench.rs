@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use steps::Start;
+use steps::{Start, Training};
 use twoclocks::device::Control;
 use twoclocks::device::cpu::program::{Bound, Span, Task};
 use twoclocks::device::cpu::{Chunk, Cpu, Launch, Memory, Peak, Program};
@@ -50,6 +50,9 @@ pub struct BenchArgs {
     /// Precision of products: f32, bf16 or auto (bf16 where a step's net gains from it).
     #[arg(long, default_value = "auto")]
     precision: String,
+    /// `bench step`: also steps that are measured for the two clocks, on a CPU in turn with those that are not.
+    #[arg(long)]
+    telemetry: bool,
     /// What of `bench gemm` lies in memory: matrices in f32 (default) or bf16, or B packed.
     #[arg(long, value_enum)]
     operands: Option<Stored>,
@@ -129,6 +132,9 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
         let problem = format!("bench step takes nets by --work, not '{}'", args.sizes[0]);
         return Err(Error::config("sizes", problem));
     }
+    if args.telemetry && !matches!(args.what, None | Some(What::Step)) {
+        return Err(Error::config("--telemetry", "is of `bench step`"));
+    }
     if args.problem.is_some() && (args.what != Some(What::Step) || args.work.len() != 1) {
         return Err(Error::config("--problem", "is of one net: bench step --work NET"));
     }
@@ -207,7 +213,13 @@ pub fn run(args: BenchArgs, began: Instant) -> Result<ExitCode> {
     }
     if wanted(What::Step) {
         for net in steps::nets(&args.work) {
-            print(steps::row(&cpu, &net, precision, budget, args.problem.as_deref(), began)?);
+            let mut nets = Vec::new();
+            for &telemetry in steps::variants(args.telemetry) {
+                let problem = args.problem.as_deref();
+                let training = Training::new(&device, &net, precision, problem, telemetry)?;
+                nets.push((steps::named(&net, telemetry), training));
+            }
+            steps::rows(nets, budget, began)?.into_iter().for_each(print);
         }
     }
     if wanted(What::Dispatch) {

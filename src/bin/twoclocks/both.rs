@@ -48,7 +48,12 @@ pub fn lines(clocks: &Clocks) -> Vec<String> {
             .gate_flips
             .map(|share| format!("{} of the gates flipped since the last look", percent(share))),
     ];
-    push(&mut lines, "slow clock", slow.into_iter().flatten().collect());
+    let mut slow: Vec<String> = slow.into_iter().flatten().collect();
+    let unmoved = clocks.contraction.is_some_and(|c| c < twoclocks::clocks::UNMOVED);
+    if unmoved && clocks.excess_rank.is_some_and(|share| share < 0.9) {
+        slow.push("which is the fit's doing, at so small a C".to_owned());
+    }
+    push(&mut lines, "slow clock", slow);
     push(&mut lines, "  T_simple", reached(&clocks.simple, percent));
     if let Some([steps, seconds]) = clocks.ratio {
         let text = format!(

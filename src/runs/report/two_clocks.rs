@@ -12,7 +12,8 @@ use crate::runs::metrics::Epoch;
 use crate::runs::plot::{Line, Mark, Panel, Panels, SERIES, Scale, escape, short, trimmed};
 
 /// Keys of reviews that are drawn here, and so in no chart of their own.
-pub(super) const DRAWN: [&str; 4] = ["contraction", "excess_rank", "train_margin", "least_margin"];
+pub(super) const DRAWN: [&str; 5] =
+    ["contraction", "planned_contraction", "excess_rank", "train_margin", "least_margin"];
 
 /// The clocks of the run, from its reviews and its last line.
 pub(super) fn section(record: &Record) -> String {
@@ -22,16 +23,22 @@ pub(super) fn section(record: &Record) -> String {
     }
     // Nothing while it trains.
     let clocks = record.done.as_ref().and_then(Clocks::of).unwrap_or_default();
-    let mut html = String::from("<section><h2>Two clocks</h2><div class=\"clocks\">\n");
-    html.push_str(&panels(record, &clocks).render());
-    html.push_str("<div class=\"card\">");
-    html.push_str(&advice(record, &clocks));
-    html.push_str(&hits("Fit clock", "excess loss", &clocks.fit, short));
     let share = |level: f64| format!("{} %", short(100.0 * level));
-    html.push_str(&hits("Simplicity clock", "excess rank left", &clocks.simple, share));
-    html.push_str(&facts(&clocks));
-    html.push_str("</div></div></section>\n");
-    html
+    let found = [
+        advice(record, &clocks),
+        hits("Fit clock", "excess loss", &clocks.fit, short),
+        hits("Simplicity clock", "excess rank left", &clocks.simple, share),
+        facts(&clocks),
+    ]
+    .concat();
+    let panels = panels(record, &clocks).render();
+    match found.is_empty() {
+        true => format!("<section><h2>Two clocks</h2>\n{panels}</section>\n"),
+        false => format!(
+            "<section><h2>Two clocks</h2><div class=\"clocks\">\n{panels}<div class=\"card\">{found}</div>\
+             </div></section>\n"
+        ),
+    }
 }
 
 /// The cross-entropy of the smoothed labels with themselves, which no net gets below; `None` where the configuration does not say.
@@ -77,6 +84,9 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
     let configured = || record.config.as_deref().and_then(floor_of_loss);
     let floor = Some(clocks.floor).filter(|&floor| floor > 0.0).or_else(configured).unwrap_or(0.0);
     let loss = over_time(&|e| Some(e.train_loss - floor));
+    let steps = record.steps.iter();
+    let trace = steps.map(|step| (step.seconds / unit_seconds, step.loss - floor)).collect();
+    let trace = Line { marks: false, ..unnamed(line("training loss", "trace", trace)) };
     let title = match floor > 0.0 {
         true => {
             format!("Fit: training loss above {} (smoothed labels)", short(floor))
@@ -86,7 +96,7 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
     let fit = Panel {
         title,
         scale: Scale::Log,
-        lines: vec![unnamed(line("training loss", "s0", loss))],
+        lines: vec![trace, unnamed(line("training loss", "s0", loss))],
         marks: marks(&clocks.fit, "s0", &|level| format!("excess loss {}", short(level))),
     };
     let margin = Panel {
@@ -99,7 +109,11 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
         ],
         marks: Vec::new(),
     };
-    let excess = extra("excess_rank");
+    let mut excess = extra("excess_rank");
+    if !excess.is_empty() {
+        // All of it, by its definition.
+        excess.insert(0, (0.0, 1.0));
+    }
     let simple = match excess.is_empty() {
         false => Panel {
             title: "Simplicity: excess stable rank that is left".into(),
@@ -116,8 +130,10 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
             marks: Vec::new(),
         },
     };
+    let planned = epochs.last().and_then(|e| e.extra.get("planned_contraction")?.as_f64());
+    let planned = planned.map(|c| format!(", {} as planned", short(c))).unwrap_or_default();
     let contraction = Panel {
-        title: "Simplicity: contraction C, the sum of rate × decay".into(),
+        title: format!("Simplicity: contraction C = Σ rate × decay{planned}"),
         scale: Scale::FromZero,
         lines: vec![unnamed(line("contraction", "s2", extra("contraction")))],
         marks: Vec::new(),

@@ -76,9 +76,13 @@ pub(super) fn run(
     let wanted = |what: What| args.what.is_none_or(|only| only == what);
     if wanted(What::Step) {
         for net in steps::nets(&args.work) {
-            let mut training = Training::new(&device, &net, precision, args.problem.as_deref())?;
-            for row in steps_of(&mut training, &net, budget, began)? {
-                print(row)?;
+            for &telemetry in steps::variants(args.telemetry) {
+                let problem = args.problem.as_deref();
+                let mut training = Training::new(&device, &net, precision, problem, telemetry)?;
+                let work = steps::named(&net, telemetry);
+                for row in steps_of(&mut training, &work, budget, began)? {
+                    print(row)?;
+                }
             }
         }
     }

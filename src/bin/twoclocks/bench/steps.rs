@@ -3,10 +3,8 @@
 use super::{Row, repeat};
 use crate::problem::Problem;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use twoclocks::data::{NormalisationKind, Split, synthetic};
-use twoclocks::device::cpu::Cpu;
 use twoclocks::gemm::{self, Precision};
 use twoclocks::nn::{Forward, Linear, Module, Parameters};
 use twoclocks::ops::{Activation, Var};
@@ -73,6 +71,7 @@ impl Training {
         net: &str,
         precision: Option<Precision>,
         problem: Option<&Path>,
+        telemetry: bool,
     ) -> Result<Training> {
         let widths = widths(net)?;
         let problem = problem.map(|path| Problem::read(path, widths, BATCH)).transpose()?;
@@ -90,7 +89,7 @@ impl Training {
             layers.push(layer);
         }
         let classes = widths[widths.len() - 1];
-        let mut options = TrainOptions { batch: BATCH, ..TrainOptions::default() };
+        let mut options = TrainOptions { batch: BATCH, telemetry, ..TrainOptions::default() };
         let mut batches = match device {
             Device::Cpu(_) => BATCHES,
             // As many as a run gives it at once.
@@ -173,24 +172,53 @@ impl Training {
     }
 }
 
-/// A net on the CPU.
-pub(super) fn row(
-    cpu: &Arc<Cpu>,
-    net: &str,
-    precision: Option<Precision>,
+/// Whether steps are measured for the clocks, for each of the rows of a net.
+pub(super) fn variants(telemetry: bool) -> &'static [bool] {
+    if telemetry { &[false, true] } else { &[false] }
+}
+
+/// What a row of a net is called.
+pub(super) fn named(net: &str, telemetry: bool) -> String {
+    if telemetry { format!("{net}_telemetry") } else { net.to_owned() }
+}
+
+/// Nets on the CPU whose steps take turns, each with its row's name.
+pub(super) fn rows(
+    mut nets: Vec<(String, Training)>,
     budget: Duration,
-    problem: Option<&Path>,
     began: Instant,
+) -> Result<Vec<Row>> {
+    let starts: Vec<Start> =
+        nets.iter_mut().map(|(_, training)| training.start(began)).collect::<Result<_>>()?;
+    let mut seconds = vec![Vec::new(); nets.len()];
+    let turns = repeat(budget * nets.len() as u32, || {
+        for ((_, training), seconds) in nets.iter_mut().zip(&mut seconds) {
+            let start = Instant::now();
+            training.step()?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    })?;
+    let mut rows = Vec::new();
+    for (((work, mut training), seconds), start) in nets.into_iter().zip(seconds).zip(starts) {
+        // Without those that warmed up.
+        let seconds = seconds[seconds.len() - turns.len()..].to_vec();
+        rows.push(row(&mut training, work, seconds, Some(start))?);
+    }
+    Ok(rows)
+}
+
+fn row(
+    training: &mut Training,
+    work: String,
+    seconds: Vec<f64>,
+    start: Option<Start>,
 ) -> Result<Row> {
-    let device = Device::Cpu(Arc::clone(cpu));
-    let mut training = Training::new(&device, net, precision, problem)?;
-    let start = training.start(began)?;
-    let seconds = repeat(budget, || training.step().map(drop))?;
     let precision = training.trainer.precision();
     let (recording, _) = training.trainer.step_recording()?;
     let cost = recording.cost();
     Ok(Row {
-        work: net.to_owned(),
+        work,
         items: BATCH as f64,
         batch: BATCH,
         precision,
@@ -199,6 +227,6 @@ pub(super) fn row(
         bytes: cost.bytes,
         seconds,
         updates: Vec::new(),
-        start: Some(start),
+        start,
     })
 }

@@ -1,6 +1,7 @@
 //! A look at a trainer's test rows and weight matrices, one by one: for the end of a run.
 
-use super::{REVIEW_ROWS, Trainer};
+use super::review::REVIEW_ROWS;
+use super::{Pass, Trainer};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Mode;
@@ -112,7 +113,7 @@ impl Trainer {
                 other => {
                     let mut tape = Tape::new(&self.store);
                     let parameters = self.evaluated();
-                    let (logits, ..) =
+                    let Pass { logits, .. } =
                         self.record_forward(&mut tape, &parameters, &self.test, rows, Mode::Eval)?;
                     tape.output(logits)?;
                     let recording = tape.compile(&self.store)?;
@@ -169,7 +170,7 @@ impl Trainer {
         let start = self.parameters.parameters().initial_values_of(place, self.options.seed);
         let mut end = vec![0f32; start.len()];
         let offset = self.parameters.infos()[place].offset;
-        self.store.read(self.parameters.weights(), offset, &mut end)?;
+        self.store.read(self.evaluated().weights(), offset, &mut end)?;
         Ok([start, end])
     }
 }
