@@ -248,7 +248,7 @@ mod tests {
     fn no_rung_is_shorter_than_the_least() {
         let rungs = plan(18, THIRD, 0.06, SECOND, ONE, 4.5).unwrap();
         assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2, 1], 0.06));
-        let rungs = plan(18, THIRD, 0.2, SECOND, ONE, 6.7).unwrap();
+        let rungs = plan(18, THIRD, 0.2, SECOND, ONE, 8.5).unwrap();
         assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2], 0.2));
         // A share of 0.2 is the shortest, and so there are no more rungs.
         assert!(plan(18, THIRD, 0.2, SECOND, ONE, 3.0).is_err());
