@@ -94,8 +94,8 @@ pub fn plan(
             return Ok(widened(rungs, |rungs| seconds(rungs, cost, crew) <= FILLED * budget));
         }
         let last = counts[halvings];
-        // A rung as short as that before it would tell nothing new.
-        if keep == 1.0 || last == 1 || share(0) <= least {
+        // A rung hardly shorter than the next one would tell nothing new.
+        if keep == 1.0 || last == 1 || share(0) < WORTH_IT * least {
             return shrunk(rungs, least, cost, crew, budget);
         }
         counts.push(survivors(last, keep));
@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(counts(&plan(7.0)), [18, 6, 2], "6 s of whole runs");
         assert_eq!(counts(&plan(10.0)), [18, 11, 3], "8.7 s: more go on");
         let most = plan(3.6);
-        assert_eq!(counts(&most), [18, 6, 2, 1], "a fifth of the grid's 18 s");
+        assert_eq!(counts(&most), [18, 8, 2, 1], "a fifth of the grid's 18 s");
         assert_eq!(most[3].share, 1.0);
         let shorter = plan(2.0);
         assert_eq!(counts(&shorter), [18, 6, 2, 1]);
@@ -277,6 +277,8 @@ mod tests {
         assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2, 1], 0.06));
         let rungs = plan(18, THIRD, 0.2, SECOND, ONE, 8.5).unwrap();
         assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2], 0.2));
+        // A rung of 0.3 before one of a third is none.
+        assert_eq!(counts(&plan(18, THIRD, 0.3, SECOND, ONE, 12.5).unwrap()), [18, 6]);
         // A share of 0.2 is the shortest, and so there are no more rungs.
         assert!(plan(18, THIRD, 0.2, SECOND, ONE, 3.0).is_err());
     }
