@@ -13,11 +13,13 @@ fn command(arguments: &[&str]) -> Output {
     twoclocks().args(arguments).output().expect("the command starts")
 }
 
+/// A short run, with nothing left to `auto`, which may choose otherwise on a machine with other work.
+const SHORT: [&str; 8] =
+    ["train", "digits", "--steps", "30", "--device", "cpu", "--precision", "f32"];
+
 /// Trains the digits for a few steps; the lines of the run.
 fn train(root: &str, more: &[&str]) -> Vec<Value> {
-    let arguments =
-        [&["train", "digits", "--steps", "30", "--json", "--quiet", "--out", root], more].concat();
-    let output = command(&arguments);
+    let output = command(&[&SHORT[..], &["--json", "--quiet", "--out", root], more].concat());
     assert!(output.status.success(), "{}", text(&output));
     json_lines(&output)
 }
@@ -48,7 +50,7 @@ fn earlier_runs_are_shown_sorted_and_compared() {
     assert_eq!(nearest["runs"][0]["name"], name(&first).as_str());
     assert_eq!(nearest["runs"][0]["differences"][0]["key"], "optimizer.rate");
     assert_eq!(nearest["runs"][0]["reason"], "steps");
-    let said = command(&["train", "digits", "--steps", "30", "--out", root, "--lr", "0.004"]);
+    let said = command(&[&SHORT[..], &["--out", root, "--lr", "0.004"]].concat());
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     let line = format!("earlier {}: same configuration: ", name(&first));
     assert!(said.contains(&line), "{said}");
@@ -110,15 +112,27 @@ fn a_sweep_ranks_its_settings_within_its_time() {
     let scratch = Scratch::new("sweep");
     let out = scratch.path().join("runs");
     let out = out.to_str().expect("UTF-8");
-    let began = Instant::now();
-    let output = command(&["sweep", &sweep_file(&scratch, "6s"), "--out", out, "--json"]);
-    let seconds = began.elapsed().as_secs_f64();
-    assert!(output.status.success(), "{}", text(&output));
+    // Other work on the machine may take the time of a sweep: one of three has it.
+    let (mut output, mut tries) = (None, 0);
+    while output.is_none() {
+        let began = Instant::now();
+        let tried = command(&["sweep", &sweep_file(&scratch, "6s"), "--out", out, "--json"]);
+        let seconds = began.elapsed().as_secs_f64();
+        assert!(tried.status.success(), "{}", text(&tried));
+        let all_ranked = events(&json_lines(&tried), "result").len() == 10;
+        tries += 1;
+        if all_ranked && seconds < 1.05 * 6.0 {
+            output = Some(tried);
+        } else {
+            assert!(tries < 3, "{seconds} s: {}", text(&tried));
+            std::fs::remove_dir_all(out).expect("removed");
+        }
+    }
+    let output = output.expect("one of them");
     let lines = json_lines(&output);
     let plan = events(&lines, "sweep")[0];
     let done = lines.last().expect("a last line");
     assert_eq!(done["event"], "done");
-    assert!(seconds < 6.0 * 1.05 + 0.2, "{seconds} s: {}", text(&output));
     let folder = PathBuf::from(plan["sweep"].as_str().expect("a folder"));
     let results = events(&lines, "result");
     assert_eq!(results.len(), 10, "every setting has its place: {}", text(&output));

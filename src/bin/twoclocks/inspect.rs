@@ -184,9 +184,12 @@ fn compare(root: &Path, runs: &[PathBuf], page: Option<PathBuf>, json: bool) -> 
     for (number, run) in comparison.runs.iter().enumerate() {
         output::say!("{}: {}", number + 1, run.summary.name);
     }
-    for row in comparison.text_rows() {
-        let cells: Vec<String> = row[1..].iter().map(|cell| format!("{cell:>16}")).collect();
-        output::say!("{:<24}{}", row[0], cells.join(""));
+    let rows = comparison.text_rows();
+    let length = |cell: &String| cell.chars().count();
+    let width = rows.iter().flat_map(|row| &row[1..]).map(length).max().unwrap_or(0) + 2;
+    for row in rows {
+        let cells: String = row[1..].iter().map(|cell| format!("{cell:>width$}")).collect();
+        output::say!("{:<24}{cells}", row[0]);
     }
     output::say!("page: {}", page.display());
     Ok(())

@@ -12,7 +12,7 @@ use super::trial::{Costs, candidates, fastest, shortened, speed};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::runs::time::Utc;
-use crate::runs::{RunFolder, render, replace_file};
+use crate::runs::{RunFolder, render, replace_file, without_sync};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -31,6 +31,9 @@ const LEAST_STEPS: f64 = 20.0;
 const TRIAL: (f64, f64, f64) = (0.005, 0.02, 0.3);
 /// Share of the time left that later rungs may fill.
 const FILLED: f64 = 0.97;
+
+/// Seconds that are kept for the end: to stop the runs, and for the page.
+const TO_END: f64 = 0.05;
 
 /// How a sweep came out.
 #[derive(Clone, Debug)]
@@ -319,7 +322,7 @@ impl Going<'_, '_> {
                 None => break "time",
             }
         };
-        self.end(reason)
+        without_sync(|| self.end(reason))
     }
 
     /// The rungs that are left, cut to the time that is.
@@ -327,7 +330,7 @@ impl Going<'_, '_> {
         let left = self.state.left();
         let Some(last) = self.state.begun.last() else { return left };
         let Plan { seeds, workers, .. } = self.state.plan;
-        let seconds_left = FILLED * (self.driver.sweep.seconds - self.driver.seconds());
+        let seconds_left = FILLED * (self.driver.sweep.seconds - TO_END - self.driver.seconds());
         let keep = self.driver.sweep.keep;
         again(&left, last.share, keep, self.cost(last), Crew { seeds, workers }, seconds_left)
     }
@@ -401,8 +404,9 @@ impl Going<'_, '_> {
             state.take(event);
             Ok(())
         };
-        let is_over =
-            || driver.stop.load(Ordering::Relaxed) || driver.seconds() >= driver.sweep.seconds;
+        let is_over = || {
+            driver.stop.load(Ordering::Relaxed) || driver.seconds() >= driver.sweep.seconds - TO_END
+        };
         side_by_side(works, workers, &runs, &mut hear, &is_over)
     }
 
@@ -416,7 +420,7 @@ impl Going<'_, '_> {
         if let Some(first) = ranked.first() {
             let point = &self.driver.sweep.points[first.point];
             replace_file(&best, &point.config.to_toml())?;
-            for run in &first.runs {
+            if let Some(run) = first.runs.first() {
                 render(&RunFolder::open(folder.join(RUNS).join(run))?)?;
             }
         }

@@ -70,8 +70,8 @@ pub fn seconds(rungs: &[Rung], cost: Cost, crew: Crew) -> f64 {
     rungs.iter().map(rung).sum()
 }
 
-/// The rungs with the fewest halvings that fit into a time, none shorter than the share `least`; with `keep` = 1 there is
-/// one. Where none fit, those with the most, with shares as much smaller as it takes.
+/// The rungs with the fewest halvings that fit into a time, none shorter than the share `least`, and with as many that go on
+/// as fit then; with `keep` = 1 there is one. Where none fit, those with the most, with shares as much smaller as it takes.
 ///
 /// # Errors
 /// The first rung would be shorter than `least`: the seconds that it takes at least.
@@ -91,15 +91,38 @@ pub fn plan(
             .map(|rung| Rung::new(counts[rung], share(rung).max(least), crew.seeds))
             .collect();
         if seconds(&rungs, cost, crew) <= FILLED * budget {
-            return Ok(rungs);
+            return Ok(widened(rungs, |rungs| seconds(rungs, cost, crew) <= FILLED * budget));
         }
         let last = counts[halvings];
-        // A rung as short as that before it would tell nothing new.
-        if keep == 1.0 || last == 1 || share(0) <= least {
+        // A rung hardly shorter than the next one would tell nothing new.
+        if keep == 1.0 || last == 1 || share(0) < WORTH_IT * least {
             return shrunk(rungs, least, cost, crew, budget);
         }
         counts.push(survivors(last, keep));
     }
+}
+
+/// Rungs with as many more settings that go on as `fits`: what time is left makes the choice safer.
+fn widened(rungs: Vec<Rung>, fits: impl Fn(&[Rung]) -> bool) -> Vec<Rung> {
+    let wider = |factor: f64| {
+        let mut wide = rungs.clone();
+        for at in 1..wide.len() {
+            let most = wide[at - 1].settings.saturating_sub(1).max(1);
+            let settings = (rungs[at].settings as f64 * factor + 1e-9) as usize;
+            wide[at].settings = settings.clamp(1, most);
+        }
+        wide
+    };
+    let mut widest = rungs.clone();
+    // Steps of a twentieth, up to ten times as many.
+    for step in 1..=180 {
+        let wide = wider(1.0 + 0.05 * f64::from(step));
+        if !fits(&wide) {
+            break;
+        }
+        widest = wide;
+    }
+    widest
 }
 
 /// Rungs with all shares smaller by one factor, so that they fit.
@@ -134,12 +157,15 @@ pub fn again(
 ) -> Vec<Rung> {
     let Some((first, last)) = left.first().zip(left.last()) else { return Vec::new() };
     let fits = |rungs: &[Rung]| seconds(rungs, cost, crew) <= seconds_left;
+    if fits(left) {
+        return left.to_vec();
+    }
     for settings in (2..=first.settings).rev() {
         let mut count = settings;
         let mut rungs = Vec::with_capacity(left.len());
         for rung in left {
-            rungs.push(Rung { settings: count, ..*rung });
-            count = survivors(count, keep).min(count);
+            rungs.push(Rung { settings: count.min(rung.settings), ..*rung });
+            count = survivors(count, keep);
         }
         // With one left there is nothing to choose, and it goes to the last rung at once.
         rungs = without_lonely(rungs);
@@ -236,8 +262,9 @@ mod tests {
         assert_eq!(counts(&two), [18, 6]);
         assert!((two[0].share - THIRD).abs() < 1e-12 && two[1].share == 1.0);
         assert_eq!(counts(&plan(7.0)), [18, 6, 2], "6 s of whole runs");
+        assert_eq!(counts(&plan(10.0)), [18, 11, 3], "8.7 s: more go on");
         let most = plan(3.6);
-        assert_eq!(counts(&most), [18, 6, 2, 1], "a fifth of the grid's 18 s");
+        assert_eq!(counts(&most), [18, 8, 2, 1], "a fifth of the grid's 18 s");
         assert_eq!(most[3].share, 1.0);
         let shorter = plan(2.0);
         assert_eq!(counts(&shorter), [18, 6, 2, 1]);
@@ -246,10 +273,12 @@ mod tests {
 
     #[test]
     fn no_rung_is_shorter_than_the_least() {
-        let rungs = plan(18, THIRD, 0.06, SECOND, ONE, 4.5).unwrap();
+        let rungs = plan(18, THIRD, 0.06, SECOND, ONE, 3.85).unwrap();
         assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2, 1], 0.06));
         let rungs = plan(18, THIRD, 0.2, SECOND, ONE, 8.5).unwrap();
         assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2], 0.2));
+        // A rung of 0.3 before one of a third is none.
+        assert_eq!(counts(&plan(18, THIRD, 0.3, SECOND, ONE, 12.5).unwrap()), [18, 6]);
         // A share of 0.2 is the shortest, and so there are no more rungs.
         assert!(plan(18, THIRD, 0.2, SECOND, ONE, 3.0).is_err());
     }
@@ -257,7 +286,7 @@ mod tests {
     #[test]
     fn a_share_of_the_run_takes_a_share_of_the_seeds() {
         let crew = Crew { seeds: 5, workers: 1 };
-        let rungs = plan(18, THIRD, 0.01, SECOND, crew, 25.0).unwrap();
+        let rungs = plan(18, THIRD, 0.01, SECOND, crew, 18.0).unwrap();
         let seeds: Vec<usize> = rungs.iter().map(|rung| rung.seeds).collect();
         assert_eq!((counts(&rungs), seeds), (vec![18, 6, 2], vec![1, 2, 5]));
     }

@@ -2,6 +2,7 @@
 
 use super::super::config::Config;
 use super::super::make::trainer;
+use super::super::trainer::Trainer;
 use super::halving::Cost;
 use super::journal::Tried;
 use crate::data::Split;
@@ -17,6 +18,9 @@ const MOST_TIMED: usize = 8;
 /// the first rung shows.
 const REST_SECONDS: f64 = 0.02;
 
+/// Steps before those that are timed.
+const WARM_STEPS: u64 = 5;
+
 /// Share of a run that its reviews are expected to take, at most, whatever they may take.
 const MOST_REVIEWED: f64 = 0.1;
 
@@ -29,6 +33,12 @@ pub(super) struct Speed {
     build: f64,
 }
 
+/// The row of the epoch that the next update starts at; another epoch begins where one is over.
+fn after(trainer: &Trainer, offset: usize) -> usize {
+    let end = offset + trainer.update_rows(offset);
+    if end < trainer.rows() { end } else { 0 }
+}
+
 /// Trains `workers` copies of a run side by side, for some seconds.
 pub(super) fn speed(
     config: &Config,
@@ -38,24 +48,31 @@ pub(super) fn speed(
 ) -> Result<Speed> {
     let config = &Config { threads, ..config.clone() };
     let (ready, over) = (Barrier::new(workers), AtomicBool::new(false));
-    let work = || -> Result<(f64, f64, f64)> {
+    let prepare = || -> Result<(Trainer, usize, f64)> {
         let began = Instant::now();
-        let made = trainer(config, data);
+        let (mut trainer, _) = trainer(config, data)?;
         let build = began.elapsed().as_secs_f64();
+        trainer.start_epoch(0)?;
+        // The first steps touch their memory for the first time.
+        let mut offset = 0;
+        for step in 1..=WARM_STEPS {
+            trainer.step(step, offset, config.optimizer.rate)?;
+            offset = after(&trainer, offset);
+        }
+        Ok((trainer, offset, build))
+    };
+    let work = || -> Result<(f64, f64, f64)> {
+        let prepared = prepare();
         // Also after an error: the others wait for this one.
         ready.wait();
-        let (mut trainer, _) = made?;
-        trainer.start_epoch(0)?;
+        let (mut trainer, mut offset, build) = prepared?;
         let began = Instant::now();
-        let (mut steps, mut offset) = (0u64, 0);
+        let mut steps = 0u64;
         // The first one to be done ends it for all, so that all are timed while all of them run.
         while !over.load(Ordering::Relaxed) {
-            trainer.step(steps + 1, offset, config.optimizer.rate)?;
+            trainer.step(WARM_STEPS + steps + 1, offset, config.optimizer.rate)?;
             steps += 1;
-            offset += trainer.update_rows(offset);
-            if offset >= trainer.rows() {
-                offset = 0;
-            }
+            offset = after(&trainer, offset);
             if began.elapsed() >= Duration::from_secs_f64(seconds) {
                 over.store(true, Ordering::Relaxed);
             }
