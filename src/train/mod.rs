@@ -7,34 +7,29 @@
 mod amx_tests;
 mod branch;
 mod budget;
+mod clocks;
 mod closing;
 mod config;
 mod loop_config;
 mod make;
-mod measure;
 mod observer;
-mod outlook;
-mod probe;
 mod profile;
 mod range;
 mod recipes;
 mod run;
 mod runner;
 pub mod select;
-mod spectra;
 mod state;
 pub mod sweep;
-mod telemetry;
 mod trainer;
-mod watch;
 
 pub use branch::cool;
+pub use clocks::measure::{ParameterSums, ProbeFigures, StepFigures, WeightFigures};
 pub use closing::examine;
 pub use config::{
     ClocksConfig, Config, DataConfig, ModelConfig, NormaliseConfig, Precision, SourceConfig,
 };
 pub use loop_config::{BatchFrom, LoopConfig, Plateau, RateScale};
-pub use measure::{ParameterSums, ProbeFigures, StepFigures, WeightFigures};
 pub use observer::{Observer, Outcome, Progress, Reason, Silent, Started};
 #[cfg(feature = "cuda")]
 pub use profile::gpu_floors;

@@ -1,14 +1,14 @@
 //! The loop of a run: steps, reviews, checkpoints, and its end.
 
 use super::budget::{Planned, Times};
+use super::clocks::measure::ProbeFigures;
+use super::clocks::watch::Watch;
 use super::closing;
 use super::config::Config;
 use super::loop_config::LoopConfig;
-use super::measure::ProbeFigures;
 use super::observer::{Observer, Outcome, Progress, Reason, Started};
 use super::state::{self, Position};
 use super::trainer::{Review, Trainer};
-use super::watch::Watch;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::optim::Rates;

@@ -1,9 +1,9 @@
 //! What a checkpoint holds, beside weights and optimizer state: where the run stands.
 
+use super::clocks::watch::Memory;
 use super::loop_config::Plateau;
 use super::observer::Reason;
 use super::trainer::Trainer;
-use super::watch::Memory;
 use crate::error::{Error, Result};
 use crate::runs::checkpoint::save_from;
 use crate::runs::{Checkpoint, RunFolder, folder};

@@ -7,9 +7,9 @@ mod review;
 pub(super) use record::Pass;
 pub use review::Review;
 
-use super::measure::{ProbeFigures, StepFigures};
-use super::probe::Probe;
-use super::telemetry::Telemetry;
+use super::clocks::measure::{ProbeFigures, StepFigures};
+use super::clocks::probe::Probe;
+use super::clocks::telemetry::Telemetry;
 use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};

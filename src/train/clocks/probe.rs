@@ -5,18 +5,18 @@
 
 use super::measure::ProbeFigures;
 use super::spectra::{Spectra, Spectral};
-use super::trainer::{Pass, Resident, Trainer};
 use crate::clocks::{Collapse, Gates, Matrix, collapse};
 use crate::error::Result;
 use crate::nn::{LayerKind, Mode, Noted};
 use crate::ops::{Activation, Recorder, Var};
 use crate::tape::{Recording, Tape};
+use crate::train::trainer::{Pass, Resident, Trainer};
 
 /// Most classes of which the collapse is measured: it takes the eigenvectors of a matrix with that side.
 const MOST_CLASSES: usize = 64;
 
 /// The recordings of the probe, and what the last one left.
-pub(super) struct Probe {
+pub(in crate::train) struct Probe {
     rows: usize,
     pass: Recording,
     labels: Vec<u32>,
@@ -45,7 +45,7 @@ struct Last {
 }
 
 impl Probe {
-    pub(super) fn new(trainer: &mut Trainer) -> Result<Probe> {
+    pub(in crate::train) fn new(trainer: &mut Trainer) -> Result<Probe> {
         let rows = trainer.options.probe_rows.clamp(1, trainer.train.rows);
         let order: Vec<u32> = (0..rows as u32).collect();
         let order = trainer.store.upload("probe.order", &order);
@@ -80,7 +80,7 @@ impl Probe {
         Ok(Probe { rows, pass, labels, gates, last, spectra })
     }
 
-    pub(super) fn figures(&mut self, trainer: &mut Trainer) -> Result<ProbeFigures> {
+    pub(in crate::train) fn figures(&mut self, trainer: &mut Trainer) -> Result<ProbeFigures> {
         // Without gates or a last layer the pass has nothing to say.
         if !self.gates.is_empty() || self.last.is_some() {
             trainer.store.control_mut().set_u64(trainer.offset, 0);

@@ -1,4 +1,4 @@
-//! What is measured of a run for its two clocks: plain figures, which [`Trainer`](super::Trainer) fills and the run's watch reads.
+//! What is measured of a run for its two clocks: plain figures, which [`Trainer`](crate::train::Trainer) fills and the run's watch reads.
 
 use crate::clocks::Collapse;
 

@@ -1,15 +1,15 @@
 //! What the rest of a run will do to the slow clock, as planned.
 
-use super::runner::Runner;
 use super::watch::Outlook;
 use crate::optim;
+use crate::train::runner::Runner;
 
 /// Places of the rest of the run at which the schedules are read.
 const SAMPLES: usize = 256;
 
 impl Runner<'_> {
     /// The rest of the run as planned: its contraction and its seconds.
-    pub(super) fn outlook(&self) -> Outlook {
+    pub(in crate::train) fn outlook(&self) -> Outlook {
         let by_time = self.seconds_left();
         let by_steps = self.total_steps.map(|total| total.saturating_sub(self.position.step));
         let step_seconds = self.times.step.filter(|&seconds| seconds > 0.0);

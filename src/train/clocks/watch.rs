@@ -1,8 +1,7 @@
 //! Both clocks of a run: takes what steps, reviews and probes find, says when levels were first hit, what is to come, and what
 //! that advises.
 
-use super::config::Config;
-use super::measure::{ProbeFigures, StepFigures};
+use super::measure::{ProbeFigures, StepFigures, WeightFigures};
 use crate::clocks::{
     Advice, Adviser, DONE, FITTED, Hit, Interval, Point, Series, State, Verdict, eta, growth,
     half_decades, tail_exponent,
@@ -10,6 +9,7 @@ use crate::clocks::{
 use crate::optim::{Decay, OptimizerConfig, Rule};
 use crate::runs::Epoch;
 use crate::runs::clocks::{Clocks, Estimate, Eta, Reached, Said, Tail};
+use crate::train::config::Config;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ const RECENT: usize = 64;
 /// What a checkpoint keeps of it. Fractions are bits, to come back exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Memory {
+pub(in crate::train) struct Memory {
     contraction: u64,
     loss: Vec<[u64; 3]>,
     /// Of the open window: sums of losses and seconds, and steps.
@@ -44,7 +44,7 @@ pub(super) struct Memory {
 
 /// What the run's plan says at a review.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Outlook {
+pub(in crate::train) struct Outlook {
     /// C of the steps to come as planned; `None` where their number is not known.
     pub contraction_left: Option<f64>,
     /// Seconds of training that are left.
@@ -52,7 +52,7 @@ pub(super) struct Outlook {
 }
 
 /// The clocks of a run that is under way.
-pub(super) struct Watch {
+pub(in crate::train) struct Watch {
     /// Lowest loss that smoothed labels allow.
     floor: f64,
     classes: usize,
@@ -143,7 +143,12 @@ fn object<'a>(entries: impl Iterator<Item = (&'a str, f64)>) -> Value {
 }
 
 impl Watch {
-    pub(super) fn new(config: &Config, classes: usize, test_rows: usize, memory: &Memory) -> Watch {
+    pub(in crate::train) fn new(
+        config: &Config,
+        classes: usize,
+        test_rows: usize,
+        memory: &Memory,
+    ) -> Watch {
         let optimizer = &config.optimizer;
         let contraction = f64::from_bits(memory.contraction);
         Watch {
@@ -168,7 +173,7 @@ impl Watch {
         }
     }
 
-    pub(super) fn memory(&self) -> Memory {
+    pub(in crate::train) fn memory(&self) -> Memory {
         Memory {
             contraction: self.contraction.to_bits(),
             loss: to_bits(&self.loss),
@@ -182,28 +187,35 @@ impl Watch {
     }
 
     /// C so far.
-    pub(super) fn contraction(&self) -> f64 {
+    pub(in crate::train) fn contraction(&self) -> f64 {
         self.contraction
     }
 
     /// What both clocks say, as of the last review.
-    pub(super) fn now(&self) -> &Clocks {
+    pub(in crate::train) fn now(&self) -> &Clocks {
         &self.now
     }
 
     /// Whether the clocks have advised to stop for long enough.
-    pub(super) fn advised_to_stop(&self) -> bool {
+    pub(in crate::train) fn advised_to_stop(&self) -> bool {
         let stop = Verdict::StopAndBank.name();
         self.now.advice.iter().any(|said| said.settled && said.verdict == stop)
     }
 
     /// C of a step, or of a sum of rates times decay.
-    pub(super) fn contraction_of(&self, rate_times_decay: f64) -> f64 {
+    pub(in crate::train) fn contraction_of(&self, rate_times_decay: f64) -> f64 {
         self.gain * rate_times_decay
     }
 
     /// Takes account of a step.
-    pub(super) fn step(&mut self, step: u64, seconds: f64, loss: f64, rate: f64, decay: f64) {
+    pub(in crate::train) fn step(
+        &mut self,
+        step: u64,
+        seconds: f64,
+        loss: f64,
+        rate: f64,
+        decay: f64,
+    ) {
         self.contraction += self.contraction_of(rate * decay);
         self.window.0 += loss - self.floor;
         self.window.1 += seconds;
@@ -217,7 +229,7 @@ impl Watch {
     }
 
     /// Takes the weights as they are before the first step.
-    pub(super) fn start(&mut self, probe: &ProbeFigures) {
+    pub(in crate::train) fn start(&mut self, probe: &ProbeFigures) {
         self.start_rank = mean_rank(probe).filter(|&rank| rank > 1.0);
         if self.start_rank.is_some() {
             self.excess = Series::new([Point { step: 0.0, seconds: 0.0, value: 1.0 }]);
@@ -225,7 +237,7 @@ impl Watch {
     }
 
     /// Takes account of a review, adds what the clocks say to its row, and advises.
-    pub(super) fn review(
+    pub(in crate::train) fn review(
         &mut self,
         row: &mut Epoch,
         steps: Option<&StepFigures>,
@@ -351,7 +363,7 @@ impl Watch {
             }
         }
         if let Some(probe) = probe {
-            let by = |value: fn(&super::measure::WeightFigures) -> f64| {
+            let by = |value: fn(&WeightFigures) -> f64| {
                 object(probe.weights.iter().map(|w| (w.name.as_str(), value(w))))
             };
             put("stable_rank", by(|w| w.stable_rank));
@@ -394,7 +406,7 @@ fn mean_flips(probe: &ProbeFigures) -> Option<f64> {
 
 /// Share of the elements of weight matrices whose outputs are normalised.
 fn normalised(probe: &ProbeFigures) -> f64 {
-    let size = |weight: &super::measure::WeightFigures| (weight.shape[0] * weight.shape[1]) as f64;
+    let size = |weight: &WeightFigures| (weight.shape[0] * weight.shape[1]) as f64;
     let all: f64 = probe.weights.iter().map(size).sum();
     let normalised = probe.weights.iter().filter(|weight| weight.normalised).map(size);
     if all > 0.0 { normalised.sum::<f64>() / all } else { 0.0 }
@@ -411,11 +423,11 @@ fn said(advice: &Advice) -> Said {
 
 #[cfg(test)]
 mod tests {
-    use super::super::recipe;
     use super::*;
+    use crate::train::recipe;
 
     fn probe(rank: f64) -> ProbeFigures {
-        let weight = super::super::measure::WeightFigures {
+        let weight = WeightFigures {
             name: "fc1".into(),
             shape: [64, 64],
             norm: 5.0,

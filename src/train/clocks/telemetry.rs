@@ -14,7 +14,7 @@ const OF_PARAMETER: usize = 3;
 ///
 /// Those of the parameters are added up where the update gives them, in f32: after n steps they are off by a share of n 6e-8 at
 /// most. Those of the rows come to the host with the loss.
-pub(super) struct Telemetry {
+pub(in crate::train) struct Telemetry {
     /// `[parameters, 3]`: of the last update.
     last: Region,
     /// `[parameters, 3]`: summed over the updates.
@@ -50,9 +50,9 @@ impl Rows {
 
 impl Telemetry {
     /// Place in what a step keeps of the norm of the gradients, behind the loss and the statistics.
-    pub(super) const NORM_AT: usize = 6;
+    pub(in crate::train) const NORM_AT: usize = 6;
 
-    pub(super) fn new(store: &mut Store, parameters: usize) -> Result<Telemetry> {
+    pub(in crate::train) fn new(store: &mut Store, parameters: usize) -> Result<Telemetry> {
         let len = parameters * OF_PARAMETER;
         let last = store.try_allocate("telemetry.last", DType::F32, len)?;
         let sums = store.try_allocate("telemetry.sums", DType::F32, len)?;
@@ -60,12 +60,16 @@ impl Telemetry {
     }
 
     /// Keeps the statistics of a batch, next to its loss.
-    pub(super) fn record_batch(tape: &mut Tape, loss: &CrossEntropy) -> Result<()> {
+    pub(in crate::train) fn record_batch(tape: &mut Tape, loss: &CrossEntropy) -> Result<()> {
         tape.keep(loss.statistics)
     }
 
     /// Adds the statistics of an update, `[parameters, 3]`.
-    pub(super) fn record_update(&self, tape: &mut Tape, statistics: ops::Var) -> Result<()> {
+    pub(in crate::train) fn record_update(
+        &self,
+        tape: &mut Tape,
+        statistics: ops::Var,
+    ) -> Result<()> {
         tape.scoped("telemetry", |tape| {
             let last = tape.place(statistics, self.last, 0)?;
             let shape = [self.parameters, OF_PARAMETER];
@@ -75,7 +79,7 @@ impl Telemetry {
     }
 
     /// Adds what a batch of `rows` rows kept.
-    pub(super) fn add_batch(&mut self, rows: usize, kept: &[f32; KEPT]) {
+    pub(in crate::train) fn add_batch(&mut self, rows: usize, kept: &[f32; KEPT]) {
         let [_, margin, least, right, rms, saturated, ..] = kept.map(f64::from);
         let (of, count) = (&mut self.rows, rows as f64);
         of.rows += rows as u64;
@@ -89,12 +93,12 @@ impl Telemetry {
     }
 
     /// Adds an update.
-    pub(super) fn add_update(&mut self) {
+    pub(in crate::train) fn add_update(&mut self) {
         self.rows.steps += 1;
     }
 
     /// The figures since this was last called; `None` if there was no step.
-    pub(super) fn take(
+    pub(in crate::train) fn take(
         &mut self,
         store: &mut Store,
         infos: &[ParameterInfo],

@@ -14,7 +14,6 @@
 //!   start at random, 0.13 for a single one.
 
 use super::measure::WeightFigures;
-use super::trainer::Trainer;
 use crate::clocks::{Matrix, schatten, singular_values};
 use crate::device::F32Slot;
 use crate::error::Result;
@@ -23,6 +22,7 @@ use crate::ops::{Activation, Var, global_norm, matmul};
 use crate::random::Random;
 use crate::tape::{Recording, Region, Store, Tape};
 use crate::tensor::DType;
+use crate::train::trainer::Trainer;
 
 /// Vectors of a subspace: a product with one of them takes as long.
 const VECTORS: usize = 16;
@@ -39,7 +39,7 @@ const EXACT_FLOPS: f64 = 2.5e7;
 const SEED: u64 = 0x0070_726f_6265;
 
 /// The recordings over the weights, and the subspaces that the last probe left.
-pub(super) struct Spectra {
+pub(in crate::train) struct Spectra {
     weights: Vec<Weight>,
     /// A round of the iteration, and `W Q` and `W^T W Q` of each weight in it.
     round: Recording,
@@ -52,10 +52,10 @@ pub(super) struct Spectra {
 }
 
 /// What is found.
-pub(super) struct Spectral {
-    pub(super) weights: Vec<WeightFigures>,
-    pub(super) balance: Vec<(String, f64)>,
-    pub(super) schatten: Option<f64>,
+pub(in crate::train) struct Spectral {
+    pub(in crate::train) weights: Vec<WeightFigures>,
+    pub(in crate::train) balance: Vec<(String, f64)>,
+    pub(in crate::train) schatten: Option<f64>,
 }
 
 /// A weight and its subspace.
@@ -102,7 +102,11 @@ impl Weight {
 
 impl Spectra {
     /// Of the weights that are matrices, in the order of their declaration.
-    pub(super) fn new(trainer: &mut Trainer, noted: &[Noted], logits: Var) -> Result<Spectra> {
+    pub(in crate::train) fn new(
+        trainer: &mut Trainer,
+        noted: &[Noted],
+        logits: Var,
+    ) -> Result<Spectra> {
         let weights = weights(trainer, noted)?;
         let region = trainer.parameters.weights();
         let store = &mut trainer.store;
@@ -148,7 +152,7 @@ impl Spectra {
         Ok(Spectra { weights, round, images, rest, norms, pairs, end_to_end })
     }
 
-    pub(super) fn figures(&mut self, trainer: &mut Trainer) -> Result<Spectral> {
+    pub(in crate::train) fn figures(&mut self, trainer: &mut Trainer) -> Result<Spectral> {
         let store = &mut trainer.store;
         let mut largest = vec![0.0; self.weights.len()];
         for number in 1..=MOST_ROUNDS {
