@@ -483,5 +483,9 @@ fn the_command_branches_and_tests_rates() {
     assert!(found["epochs"].as_f64().is_some_and(|epochs| epochs <= 1.0), "{found}");
     let maximum = found["maximum"].as_f64().expect("a rate");
     assert!(said.contains(&format!("--lr {maximum:.2e}")), "{said}");
+    // An epoch of the digits is too short for more.
+    assert!(found["steps"].as_u64().is_some_and(|steps| steps < 50), "{found}");
+    assert_eq!(found["rough"], true);
+    assert!(said.contains("order of magnitude"), "{said}");
     assert!(std::fs::read_to_string(&plot).is_ok_and(|page| page.contains("<svg")));
 }
