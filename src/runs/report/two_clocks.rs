@@ -133,7 +133,7 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
     let planned = epochs.last().and_then(|e| e.extra.get("planned_contraction")?.as_f64());
     let planned = planned.map(|c| format!(", {} as planned", short(c))).unwrap_or_default();
     let contraction = Panel {
-        title: format!("Simplicity: contraction C = Σ rate × decay{planned}"),
+        title: format!("Simplicity: C = Σ rate × decay{planned}"),
         scale: Scale::FromZero,
         lines: vec![unnamed(line("contraction", "s2", extra("contraction")))],
         marks: Vec::new(),
