@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use twoclocks::data::{Dataset, Split};
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
 use twoclocks::runs::{Checkpoint, Clocks, Record};
-use twoclocks::train::{self, Config, Reason, TrainOptions, Trainer};
+use twoclocks::train::{self, Config, Observer, Progress, Reason, TrainOptions, Trainer};
 use twoclocks::{Device, Error};
 
 fn trainer(split: &Split, batch: usize, accumulate: usize) -> twoclocks::Result<Trainer> {
@@ -151,6 +151,54 @@ fn a_finished_run_that_is_resumed_stays_as_it_was() {
             assert_eq!(of(&found), of(&journal), "{name}");
         }
     }
+}
+
+/// Keeps no weights, and is reviewed by a sample at its end; stops after so many steps.
+struct Lean<'a>(StopAfter<'a>);
+
+impl Observer for Lean<'_> {
+    fn wants_weights(&self) -> bool {
+        false
+    }
+    fn final_rows(&self) -> Option<usize> {
+        Some(64)
+    }
+    fn step(&mut self, progress: &Progress) {
+        self.0.step(progress);
+    }
+}
+
+#[test]
+fn a_run_that_keeps_no_weights_goes_on_like_others_and_leaves_its_journal() {
+    let never = AtomicBool::new(false);
+    let scratch = Scratch::new("lean");
+    // A checkpoint after every step, which is to go.
+    let config = config("epochs = 2\ncheckpoint_seconds = 0.0");
+    let mut lean = Lean(StopAfter(u64::MAX, &never));
+    let whole =
+        train::run(&config, &scratch.path().join("whole"), &mut lean, &never).expect("a run");
+    let whole = Path::new(&whole.done.run).to_owned();
+    let weights = |run: &Path| run.join("model.safetensors").exists();
+    assert!(!weights(&whole));
+    let last = |run: &Path| record(run).epochs.last().expect("a review").clone();
+    assert_eq!(last(&whole).extra["test_rows"], 64, "judged by a sample");
+
+    let stop = AtomicBool::new(false);
+    let part =
+        train::run(&config, &scratch.path().join("part"), &mut Lean(StopAfter(40, &stop)), &stop);
+    let part = part.expect("a run");
+    assert_eq!(part.reason, Reason::Interrupted);
+    let run = Path::new(&part.done.run);
+    assert!(weights(run), "to go on with");
+    let end = train::resume(run, &mut Lean(StopAfter(u64::MAX, &never)), &never).expect("resumed");
+    assert_eq!((end.reason, end.done.step), (Reason::Epochs, 60));
+    assert!(!weights(run));
+    assert_eq!(last(run).test_loss.to_bits(), last(&whole).test_loss.to_bits());
+    // Whoever wants the weights after all resumes it: nothing is left to go on with, so it is trained anew.
+    let again = train::resume(run, &mut train::Silent, &never).expect("resumed");
+    assert_eq!((again.reason, again.done.step), (Reason::Epochs, 60));
+    let usual = train::run(&config, &scratch.path().join("usual"), &mut train::Silent, &never);
+    assert_eq!(bits(run), bits(Path::new(&usual.expect("a run").done.run)));
 }
 
 /// A checkpoint of a version that ordered rows otherwise: between two epochs that is no matter.

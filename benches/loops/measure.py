@@ -3,6 +3,8 @@
 
     measure.py target   seconds and steps to 98 % on MNIST: the recipe beside constant learning rates, the same net otherwise
     measure.py rates    the recipe's budget at a grid of peak rates, beside the rate that `twoclocks lr` suggests
+    measure.py sweep    the full grid, then sweeps in a share of its seconds: both with runs side by side, data shared, no telemetry
+    measure.py fresh    the settings that `sweep` found, trained anew with other seeds: how far apart they are
     measure.py time     how near `--time` lands, with the rate at the end of its schedule, beside as many steps without a clock
 
 Each line is a JSON object; the last one of each measurement is its summary. Give --command PATH for a binary that is not
@@ -110,6 +112,90 @@ def rates(command, options):
     say(summary="suggested beside the best", loss_ratio=loss / best[0], error_ratio=error / best[1])
 
 
+# Settings that are varied: 24 of the digits, 36 of MNIST.
+GRIDS = {
+    "digits": {"optimizer.rate": "{ log = [5e-4, 3e-2], count = 8 }", "train.batch": "[32, 64, 128]"},
+    "mnist": {"optimizer.rate": "{ log = [2.5e-4, 1.6e-2], count = 6 }", "train.batch": "[64, 128, 256]",
+              "train.label_smoothing": "[0.0, 0.1]"},
+}
+
+
+def swept(command, file, head, set, vary, **sweep):
+    """The events of a sweep, its folder, and its seconds by the clock of whoever waits."""
+    table = lambda rows: "".join(f"{key} = {value}\n" for key, value in rows.items())
+    quoted = lambda rows: {f'"{key}"': value for key, value in rows.items()}
+    file.write_text(f"{head}\n[set]\n{table(quoted(set))}[vary]\n{table(quoted(vary))}[sweep]\n{table(sweep)}")
+    began = time.perf_counter()
+    out = command.lines("sweep", file, "--json", "--quiet", "--out", file.parent / "sweeps", ok=(0, 1, 2))
+    wall = time.perf_counter() - began
+    rows = [json.loads(line) for line in out.splitlines()]
+    return rows, (Path(rows[0]["sweep"]) if rows else None), wall
+
+
+def sweeps(command, options):
+    """Leaves the settings that were found in a folder, for `fresh`."""
+    folder = Path(options.found)
+    folder.mkdir(parents=True, exist_ok=True)
+    fixed = {"clocks.telemetry": "false"}
+    if options.epochs:
+        fixed |= {"train.epochs": options.epochs, "train.steps": 10**9}
+    head = f'recipe = "{options.recipe}"'
+    seconds = options.grid_seconds
+    for repeat in range(options.first, options.first + options.seeds):
+        ways = ([("grid", dict(keep=1, time='"300s"'))] if not options.grid_seconds else []) + [
+            (f"sweep {number}", dict(keep=f'"{options.keep}"')) for number in range(options.sweeps)]
+        for number, (way, sweep) in enumerate(ways):
+            is_grid = way == "grid"
+            if not is_grid:
+                sweep["time"] = f'"{options.share * seconds}s"'
+            base = {**fixed, "seed": 100 * repeat + (0 if is_grid else 10 * number)}
+            sweep["seeds"] = options.runs
+            rows, at, wall = swept(command, folder / "sweep.toml", head, base, GRIDS[options.recipe], **sweep)
+            if not rows:
+                say(way=way, seed=base["seed"], refused=sweep["time"])
+                continue
+            if is_grid:
+                # Without its loading and its trials, which its long time makes long.
+                seconds = rows[-1]["seconds"] - rows[0]["seconds"]
+            best = next(row for row in rows if row["event"] == "result")
+            name = f"{options.recipe}-{repeat}-{way.replace(' ', '-')}"
+            (folder / f"{name}.toml").write_text((at / "best.toml").read_text())
+            (folder / f"{name}.json").write_text(json.dumps(dict(setting=best["setting"])))
+            rungs = [[len(row["points"]), row["seeds"], round(row["share"], 4)] for row in rows if row["event"] == "rung"]
+            trained = [row for row in rows if row["event"] == "trained"]
+            say(way=way, seed=base["seed"], seconds=seconds if is_grid else wall, of_grid=None if is_grid else wall / seconds,
+                began=rows[0]["seconds"], reason=rows[-1]["reason"], workers=rows[0]["workers"], rungs=rungs, best=best["setting"],
+                test_acc=best["test_acc"], share=best["share"],
+                fixed=statistics.mean(row["seconds_worker"] - row["seconds_training"] for row in trained))
+
+
+def fresh(command, options):
+    """The settings that were found, each trained with the same new seeds."""
+    folder, known = Path(options.found), {}
+    found = {path.stem: json.loads(path.read_text())["setting"] for path in sorted(folder.glob(f"{options.recipe}-*.json"))}
+    for name, setting in found.items():
+        if setting not in known:
+            # A rate that is varied by its only value.
+            rate = re.search(r"(?m)^rate = (.*)$", (folder / f"{name}.toml").read_text())[1]
+            rows, _, _ = swept(command, folder / "fresh.toml", f'config = "{name}.toml"', {"seed": 100000},
+                               {"optimizer.rate": f"[{rate}]"}, keep=1, time='"3000s"', seeds=options.seeds)
+            known[setting] = [row["test_acc"] for row in sorted((row for row in rows if row["event"] == "trained"),
+                                                                key=lambda row: row["seed"])]
+            say(setting=setting, mean=statistics.mean(known[setting]), deviation=statistics.stdev(known[setting]),
+                seeds=options.seeds)
+    differences = []
+    for name, setting in found.items():
+        if "-sweep" in name:
+            grid = found[name[: name.index("-sweep")] + "-grid"]
+            by_seed = [a - b for a, b in zip(known[setting], known[grid])]
+            error = statistics.stdev(by_seed) / len(by_seed) ** 0.5
+            differences.append(statistics.mean(by_seed))
+            say(sweep=name, best=setting, of_grid=grid, difference=differences[-1], standard_error=error)
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
+    say(summary="sweep less grid", difference=statistics.mean(differences), standard_error_over_sweeps=error,
+        sweeps=len(differences))
+
+
 def time_budgets(command, options):
     for recipe in options.recipes:
         for seconds in options.times:
@@ -127,20 +213,28 @@ def time_budgets(command, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["target", "rates", "time"])
+    parser.add_argument("what", choices=["target", "rates", "sweep", "fresh", "time"])
     parser.add_argument("--command", default="target/release/twoclocks")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rates", type=float, nargs="+")
     parser.add_argument("--review-steps", type=int, default=25, help="of `target`")
     parser.add_argument("--steps", type=int, nargs="+", default=[390, 469], help="of the recipe, of `target`")
-    parser.add_argument("--recipe", default="mnist", help="of `rates`")
+    parser.add_argument("--recipe", default="mnist", help="of `rates`, `sweep` and `fresh`")
+    parser.add_argument("--found", help="folder in which `sweep` leaves what `fresh` reads")
+    parser.add_argument("--first", type=int, default=0, help="number of the first grid of `sweep`; --seeds is how many")
+    parser.add_argument("--sweeps", type=int, default=1, help="sweeps for each grid, each with other seeds")
+    parser.add_argument("--share", type=float, default=0.2, help="of the grid's seconds, for a sweep")
+    parser.add_argument("--grid-seconds", type=float, help="of `sweep`: no grid, but this in its place")
+    parser.add_argument("--keep", default="1/3", help="of `sweep`")
+    parser.add_argument("--runs", type=int, default=1, help="seeds of a setting in `sweep`")
+    parser.add_argument("--epochs", type=int, help="of a run in `sweep`, in place of the recipe's")
     parser.add_argument("--recipes", nargs="+", default=["digits", "mnist"], help="of `time`")
     parser.add_argument("--times", type=float, nargs="+", default=[0.5, 2, 5, 20])
     parser.add_argument("--beside", action="store_true", help="train as many steps without a clock, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         command = Command(options.command, folder)
-        {"target": target, "rates": rates, "time": time_budgets}[options.what](command, options)
+        {"target": target, "rates": rates, "sweep": sweeps, "fresh": fresh, "time": time_budgets}[options.what](command, options)
 
 
 if __name__ == "__main__":

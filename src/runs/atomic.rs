@@ -1,4 +1,9 @@
-//! Replacing a file so that a reader, and whoever comes after a crash, sees the old or the new one.
+//! Replacing a file so that a reader, and whoever comes after a killed process, sees the old or the new one.
+//!
+//! For that a file is written beside the old one and renamed over it. Against a loss of power it takes more, to force bytes
+//! and names to disk, and milliseconds each time. So only what a run cannot be continued without is forced
+//! ([`replace_forced`], [`force`]): checkpoints, with the first one the configuration, and the journal. What can be made again
+//! (report, closing, environment) is not.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -28,36 +33,70 @@ pub fn without_sync<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread forced something to disk.
+    pub(crate) static FORCED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether this thread forces files to disk.
+fn forces() -> bool {
+    #[cfg(test)]
+    FORCED.set(FORCED.get() + usize::from(SYNCED.get()));
+    SYNCED.get()
+}
+
 /// Forces the data of a file to disk, where this thread does so.
 pub fn sync_data(file: &File) -> io::Result<()> {
-    if SYNCED.get() { file.sync_data() } else { Ok(()) }
+    if forces() { file.sync_data() } else { Ok(()) }
+}
+
+/// Forces a file to disk that was written before, where this thread does so.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn force(path: &Path) -> Result<()> {
+    let forced = || if forces() { File::open(path)?.sync_all() } else { Ok(()) };
+    forced().map_err(|e| Error::io("write", path, e))
 }
 
 /// Replaces `path` by what `write` puts into an empty file.
 ///
-/// The new file is written beside the old one, forced to disk, and renamed over it; then the folder
-/// is forced to disk. When anything fails before the rename, the old file is as it was and the
-/// partial one is removed.
+/// The new file is written beside the old one and renamed over it. When anything fails before the rename, the old
+/// file is as it was and the partial one is removed.
 ///
 /// # Errors
 /// [`Error::Io`] naming `path`.
 pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    put(path, write, false)
+}
+
+/// As [`replace`], and forces the file to disk before it is renamed, and the folder after that.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn replace_forced(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    put(path, write, true)?;
+    sync_folder(parent(path)).map_err(|e| Error::io("write", path, e))
+}
+
+fn put(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>, forced: bool) -> Result<()> {
     let partial = partial_name(path);
     let mut file = File::create_new(&partial).map_err(|e| Error::io("create", path, e))?;
     let written =
-        write(&mut file).and_then(|()| if SYNCED.get() { file.sync_all() } else { Ok(()) });
+        write(&mut file).and_then(|()| if forced && forces() { file.sync_all() } else { Ok(()) });
     drop(file);
     if let Err(source) = written.and_then(|()| fs::rename(&partial, path)) {
         // The first failure is the one to report; a leftover is removed by the next writer.
         let _ = fs::remove_file(&partial);
         return Err(Error::io("write", path, source));
     }
-    sync_folder(parent(path)).map_err(|e| Error::io("write", path, e))
+    Ok(())
 }
 
 /// Forces the names in a folder to disk, where the system has such a thing.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) && SYNCED.get() { File::open(folder)?.sync_all() } else { Ok(()) }
+    if cfg!(unix) && forces() { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 /// Removes partial files that a killed process left in `folder`. To be called only by the process

@@ -117,7 +117,7 @@ where
     let mut header = Value::Object(header).to_string().into_bytes();
     // Readers map the file and expect tensors at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
-    atomic::replace(path, |file| write(file, &header, &values))
+    atomic::replace_forced(path, |file| write(file, &header, &values))
 }
 
 /// Writes header and tensors, and then the sum of both into the header.

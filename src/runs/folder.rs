@@ -66,7 +66,6 @@ impl RunFolder {
         folder.lock()?;
         let metrics = folder.file(METRICS);
         File::create_new(&metrics).map_err(|e| Error::io("create", &metrics, e))?;
-        atomic::sync_folder(root).map_err(|e| Error::io("write", root, e))?;
         Ok(folder)
     }
 
@@ -170,7 +169,17 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    /// Replaces a file of the folder: whoever reads it, now or after a crash, sees all of the old
+    /// Forces the configuration and the name of the folder to disk: what a checkpoint in it is of no use without.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming what could not be written.
+    pub fn force(&self) -> Result<()> {
+        atomic::force(&self.file(CONFIG))?;
+        let root = self.root();
+        atomic::sync_folder(root).map_err(|e| Error::io("write", root, e))
+    }
+
+    /// Replaces a file of the folder: whoever reads it, now or after a process was killed, sees all of the old
     /// bytes or all of the new ones.
     ///
     /// # Errors

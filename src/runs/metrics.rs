@@ -206,7 +206,7 @@ impl Journal {
             }
         }
         if kept != text {
-            atomic::replace(&self.path, |file| file.write_all(&kept))?;
+            atomic::replace_forced(&self.path, |file| file.write_all(&kept))?;
             // The old handle still writes into the file that was replaced.
             self.file = append_to(&self.path)?;
         }

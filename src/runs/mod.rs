@@ -33,6 +33,8 @@ pub mod report;
 pub mod settings;
 pub mod time;
 
+#[cfg(test)]
+pub(crate) use atomic::FORCED;
 pub use atomic::without_sync;
 pub use checkpoint::Checkpoint;
 pub use clocks::Clocks;

@@ -36,7 +36,7 @@ pub use cache::Cache;
 pub use plan::MemoryPlan;
 pub use recording::{NodeReport, NotFinite, Recording};
 pub use series::KEPT;
-pub use store::{Region, Store};
+pub use store::{Region, SharedValues, Store};
 
 use crate::error::{Error, Result};
 use crate::ops::{Operation, Recorder, Var};

@@ -108,7 +108,11 @@ impl Tape {
         }
         store.check()?;
         match store.device() {
-            Device::Cpu(cpu) => self.compile_for_cpu(Arc::clone(cpu)),
+            Device::Cpu(cpu) => {
+                let recording = self.compile_for_cpu(Arc::clone(cpu))?;
+                store.check_written(&recording.written)?;
+                Ok(recording)
+            }
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => self.compile_for_cuda(cuda, store),
         }

@@ -9,6 +9,8 @@ use crate::device::{Control, Device};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element};
 use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that one thread copies at a time: a huge page, which the thread that touches it first also
@@ -39,6 +41,27 @@ struct Allocation {
     dtype: DType,
     len: usize,
     memory: Held,
+}
+
+/// Values in the memory of the host that regions of several stores can be ([`Store::share`]).
+pub struct SharedValues<T> {
+    memory: Arc<Memory>,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> SharedValues<T> {
+    /// A copy of `values`.
+    pub fn new(values: &[T]) -> SharedValues<T> {
+        let mut memory = Memory::zeroed(size_of_val(values));
+        copy(memory.elements_mut(0, values.len()), values);
+        SharedValues { memory: Arc::new(memory), len: values.len(), element: PhantomData }
+    }
+
+    /// The values.
+    pub fn values(&self) -> &[T] {
+        self.memory.elements(0, self.len)
+    }
 }
 
 /// The memory of a region.
@@ -225,6 +248,40 @@ impl Store {
         region
     }
 
+    /// A new region that holds what `values` does. A processor reads it where it lies, and nobody can write it: so stores
+    /// of runs side by side need one copy. A GPU gets a copy of its own.
+    pub fn share<T: Element>(&mut self, name: &str, values: &SharedValues<T>) -> Region {
+        match self.device {
+            Device::Cpu(_) => {
+                let memory = Held::Host(Memory::shared(&values.memory));
+                let (name, len) = (name.to_owned(), values.len);
+                self.regions.push(Allocation { name, dtype: T::DTYPE, len, memory });
+                Region { store: self.id, index: self.regions.len() - 1 }
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => self.upload(name, values.values()),
+        }
+    }
+
+    /// Refuses to write regions that are shared.
+    ///
+    /// # Errors
+    /// One is, by its name.
+    pub(super) fn check_written(&self, regions: &[usize]) -> Result<()> {
+        let shared = |region: &Allocation| match &region.memory {
+            Held::Host(memory) => memory.is_shared(),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => false,
+        };
+        match regions.iter().map(|&index| &self.regions[index]).find(|region| shared(region)) {
+            Some(region) => {
+                let place = format!("region '{}'", region.name);
+                Err(Error::operation(place, "it is shared with other stores: it is only read"))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn checked<T: Element>(&self, region: Region, offset: usize, len: usize) -> Result<()> {
         if region.store != self.id {
             return Err(Error::operation("store", "the region is one of another store"));
@@ -288,6 +345,7 @@ impl Store {
     /// Another element type, past the end, or a region of another store.
     pub fn write<T: Element>(&mut self, region: Region, offset: usize, values: &[T]) -> Result<()> {
         self.checked::<T>(region, offset, values.len())?;
+        self.check_written(&[region.index])?;
         let start = offset * size_of::<T>();
         match &mut self.regions[region.index].memory {
             Held::Host(memory) => copy(memory.elements_mut(start, values.len()), values),
@@ -308,6 +366,7 @@ impl Store {
         write: impl FnOnce(&mut [T]),
     ) -> Result<()> {
         self.checked::<T>(region, 0, 0)?;
+        self.check_written(&[region.index])?;
         let Allocation { memory, len, .. } = &mut self.regions[region.index];
         match memory {
             Held::Host(memory) => write(memory.elements_mut(0, *len)),
@@ -420,6 +479,7 @@ fn problem_of(error: Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tape::Tape;
 
     #[test]
     fn regions_hold_what_was_written() {
@@ -444,5 +504,33 @@ mod tests {
         assert!(store.write_with(region, |_: &mut [f32]| ()).is_err());
         let other = Store::new(&device).upload("other", &[0u32]);
         assert!(store.write_with(other, |_: &mut [u32]| ()).is_err());
+    }
+
+    #[test]
+    fn shared_regions_are_read_in_place_and_never_written() {
+        let device = Device::cpu(1).expect("a CPU");
+        let shared = SharedValues::new(&[1f32, 2.0, 3.0]);
+        let mut stores = [Store::new(&device), Store::new(&device)];
+        for store in &mut stores {
+            let region = store.share("values", &shared);
+            let mut read = [0f32; 2];
+            store.read(region, 1, &mut read).expect("its values");
+            assert_eq!(read, [2.0, 3.0]);
+            for refused in [
+                store.write(region, 0, &[4f32]),
+                store.write_with(region, |values: &mut [f32]| values.fill(4.0)),
+            ] {
+                let error = refused.expect_err("written").to_string();
+                assert!(error.contains("'values'") && error.contains("only read"), "{error}");
+            }
+            // Nor by a recording: a sum that is placed there.
+            let mut tape = Tape::new(store);
+            let own = tape.persistent("own", region, 0, [3]).expect("the whole of it");
+            let twice = crate::ops::add(&mut tape, own, own).expect("of one shape");
+            tape.place(twice, region, 0).expect("as long");
+            let error = tape.compile(store).err().expect("it writes").to_string();
+            assert!(error.contains("'values'") && error.contains("only read"), "{error}");
+        }
+        assert_eq!(shared.values(), [1.0, 2.0, 3.0]);
     }
 }

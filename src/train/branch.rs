@@ -49,7 +49,7 @@ pub fn cool(
         return Err(Error::checkpoint(state::path(&trunk), problem));
     }
     let data = planned.data.source()?.load()?;
-    let (mut trainer, why) = trainer(&planned, &data)?;
+    let (mut trainer, why) = trainer(&planned, (&data).into())?;
     let position = state::load(&mut trainer, &trunk)?;
     let name = std::path::absolute(trunk.path()).unwrap_or_else(|_| trunk.path().to_owned());
     let branch = BranchConfig { run: name.display().to_string(), step: position.step };

@@ -32,7 +32,7 @@ const REHEARSAL_SHARE: f64 = 0.03;
 const CLOSING_SHARE: f64 = 0.01;
 
 /// Test rows of a review that is not of all of them.
-const SAMPLE_ROWS: usize = 2048;
+pub(super) const SAMPLE_ROWS: usize = 2048;
 /// Test rows by which the cost of a review is measured.
 const PROBED_ROWS: usize = 512;
 

@@ -5,8 +5,8 @@ use super::config::Config;
 use super::config::Precision;
 #[cfg(feature = "cuda")]
 use super::select;
+use super::shared::Input;
 use super::trainer::{TrainOptions, Trainer};
-use crate::data::Split;
 use crate::device::Device;
 #[cfg(feature = "cuda")]
 use crate::error::Error;
@@ -23,7 +23,7 @@ pub(super) fn chosen(config: &Config, trainer: &Trainer) -> Config {
 ///
 /// # Errors
 /// The device is not to be had, or the model does not fit the data.
-pub(super) fn trainer(config: &Config, data: &Split) -> Result<(Trainer, Option<String>)> {
+pub(super) fn trainer(config: &Config, data: Input<'_>) -> Result<(Trainer, Option<String>)> {
     if config.device != "auto" {
         return Ok((trainer_on(&config.open_device()?, config, data)?, None));
     }
@@ -35,7 +35,7 @@ pub(super) fn trainer(config: &Config, data: &Split) -> Result<(Trainer, Option<
 
 /// The trainer of the CPU or that of a GPU, whichever the rule takes, and why.
 #[cfg(feature = "cuda")]
-fn choose(mut on_cpu: Trainer, config: &Config, data: &Split) -> Result<(Trainer, String)> {
+fn choose(mut on_cpu: Trainer, config: &Config, data: Input<'_>) -> Result<(Trainer, String)> {
     let (seconds, accumulate) = (config.train.seconds, config.train.accumulate);
     let steps = config.train.total_steps(on_cpu.rows()).filter(|_| seconds.is_none());
     let (recording, store) = on_cpu.step_recording()?;
@@ -74,14 +74,14 @@ fn choose(mut on_cpu: Trainer, config: &Config, data: &Split) -> Result<(Trainer
 }
 
 #[cfg(not(feature = "cuda"))]
-fn choose(on_cpu: Trainer, _: &Config, _: &Split) -> Result<(Trainer, String)> {
+fn choose(on_cpu: Trainer, _: &Config, _: Input<'_>) -> Result<(Trainer, String)> {
     Ok((on_cpu, "this build is without the feature `cuda`".to_owned()))
 }
 
 /// A trainer as the configuration wants it, on that device.
-fn trainer_on(device: &Device, config: &Config, data: &Split) -> Result<Trainer> {
+fn trainer_on(device: &Device, config: &Config, data: Input<'_>) -> Result<Trainer> {
     let mut parameters = Parameters::new();
-    let model = Sequential::new(&config.model.layers, data.train.shape(), &mut parameters)?;
+    let model = Sequential::new(&config.model.layers, data.split.train.shape(), &mut parameters)?;
     let options = TrainOptions {
         batch: config.train.batch,
         accumulate: config.train.accumulate,
@@ -93,5 +93,5 @@ fn trainer_on(device: &Device, config: &Config, data: &Split) -> Result<Trainer>
         telemetry: config.clocks.telemetry,
         probe_rows: config.clocks.probe_rows,
     };
-    Trainer::new(device, Box::new(model), parameters, data, options)
+    Trainer::of(device, Box::new(model), parameters, data, options)
 }

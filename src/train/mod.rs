@@ -19,6 +19,7 @@ mod recipes;
 mod run;
 mod runner;
 pub mod select;
+mod shared;
 mod state;
 pub mod sweep;
 mod trainer;

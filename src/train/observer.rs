@@ -96,6 +96,14 @@ pub trait Observer {
     fn wants_report(&self) -> bool {
         true
     }
+    /// Whether the weights at the end are kept. A run that is stopped on its way keeps them all the same, to go on with.
+    fn wants_weights(&self) -> bool {
+        true
+    }
+    /// Test rows of the review at the end: a sample of so many, which is always the same; all of them without a number.
+    fn final_rows(&self) -> Option<usize> {
+        None
+    }
     /// Before the first step.
     fn started(&mut self, _started: &Started) {}
     /// After each step; must be fast.

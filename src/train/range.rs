@@ -98,7 +98,7 @@ pub fn range_test(config: &Config, options: RangeOptions) -> Result<RangeTest> {
         return refuse("--to", format!("{to} is not above the first rate, {from}"));
     }
     let data = config.data.source()?.load()?;
-    let (mut trainer, _) = trainer(config, &data)?;
+    let (mut trainer, _) = trainer(config, (&data).into())?;
     let rows = trainer.update_rows(0);
     let full = trainer.rows() / rows;
     let steps = steps.unwrap_or(STEPS.min(full));

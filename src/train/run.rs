@@ -4,9 +4,9 @@ use super::config::Config;
 use super::make::{chosen, trainer};
 use super::observer::{Observer, Outcome};
 use super::runner::Runner;
+use super::shared::Input;
 use super::state::{self, Position};
 use super::trainer::Trainer;
-use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::runs::RunFolder;
 use std::path::Path;
@@ -27,12 +27,12 @@ pub fn run(
     let started = Instant::now();
     config.validate()?;
     let data = config.data.source()?.load()?;
-    run_on(&data, config, root, observer, stop, started)
+    run_on((&data).into(), config, root, observer, stop, started)
 }
 
 /// The same with data that are loaded already; `started` is when it began.
 pub(super) fn run_on(
-    data: &Split,
+    data: Input<'_>,
     config: &Config,
     root: &Path,
     observer: &mut dyn Observer,
@@ -46,7 +46,8 @@ pub(super) fn run_on(
     let folder = RunFolder::create(root, &config.recipe)?;
     // What `auto` chose: a resumed run must not choose again.
     folder.write_config(&chosen(config, &trainer).to_toml())?;
-    let runner = Runner::new(config, folder, trainer, why, data, Position::default(), started)?;
+    let runner =
+        Runner::new(config, folder, trainer, why, data.split, Position::default(), started)?;
     runner.train(observer, stop)
 }
 
@@ -67,7 +68,7 @@ pub fn resume(path: &Path, observer: &mut dyn Observer, stop: &AtomicBool) -> Re
         config.device = "cpu".to_owned();
     }
     let data = config.data.source()?.load()?;
-    let (mut trainer, why) = trainer(&config, &data)?;
+    let (mut trainer, why) = trainer(&config, (&data).into())?;
     let position = match state::path(&folder).exists() {
         true => state::load(&mut trainer, &folder)?,
         false if config.branch.is_some() => {
@@ -94,7 +95,7 @@ impl Config {
     pub fn trainer(&self) -> Result<Trainer> {
         self.validate()?;
         let data = self.data.source()?.load()?;
-        Ok(trainer(self, &data)?.0)
+        Ok(trainer(self, (&data).into())?.0)
     }
 
     /// The trainer of a saved run, with its weights; `data` is another place to read data from,
@@ -123,5 +124,34 @@ impl Config {
         let mut trainer = config.trainer()?;
         state::load_weights(&mut trainer, &folder)?;
         Ok((config, trainer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::recipes::recipe;
+    use super::super::{Precision, Silent};
+    use super::*;
+    use crate::runs::{FORCED, without_sync};
+
+    /// Each takes milliseconds of a run of a tenth of a second.
+    #[test]
+    fn a_short_run_forces_to_disk_what_it_cannot_be_continued_without() {
+        let mut config = recipe("digits").unwrap();
+        (config.device, config.precision) = ("cpu".into(), Precision::F32);
+        (config.train.epochs, config.train.steps) = (None, Some(8));
+        let root = std::env::temp_dir().join(format!("twoclocks-forced-{}", std::process::id()));
+        let forced = |config: &Config| {
+            let before = FORCED.get();
+            run(config, &root, &mut Silent, &AtomicBool::new(false)).unwrap();
+            FORCED.get() - before
+        };
+        // Configuration, name of the run, checkpoint and its name; the journal at the end.
+        assert_eq!(forced(&config), 5);
+        assert_eq!(without_sync(|| forced(&config)), 0);
+        // After each of 7 steps, checkpoint, its name and the journal.
+        config.train.checkpoint_seconds = 0.0;
+        assert_eq!(forced(&config), 5 + 7 * 3);
+        std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Runner<'a> {
     pub(super) position: Position,
     pub(super) watch: Watch,
     pub(super) test_rows: usize,
+    /// Those of the review at the end.
+    final_rows: usize,
     /// Why this device, where `auto` chose it.
     why: Option<String>,
     /// When this process began, and all seconds of the run before that.
@@ -40,6 +42,8 @@ pub(super) struct Runner<'a> {
     pub(super) seconds_before: f64,
     last_checkpoint: Instant,
     has_checkpoint: bool,
+    /// Whether this process forced to disk what a checkpoint needs beside it.
+    is_forced: bool,
     /// Updates when it was last reviewed, and how many test rows; and what that review said.
     last_review: (u64, usize),
     last_row: Option<Epoch>,
@@ -79,10 +83,12 @@ impl<'a> Runner<'a> {
         Ok(Runner {
             config,
             has_checkpoint: state::path(&folder).exists(),
+            is_forced: false,
             folder,
             trainer,
             journal,
             test_rows: data.test.rows(),
+            final_rows: data.test.rows(),
             watch,
             why,
             started,
@@ -110,12 +116,18 @@ impl<'a> Runner<'a> {
         stop: &AtomicBool,
     ) -> Result<Outcome> {
         let shown = observer.shows_nearest();
+        self.final_rows =
+            observer.final_rows().map_or(self.test_rows, |rows| rows.min(self.test_rows));
         observer.started(&self.describe(shown)?);
         let ended = self.run_steps(observer, stop).and_then(|reason| {
             // What no budget says has to be kept, for a run that is resumed.
             let found = matches!(reason, Reason::Plateau | Reason::Advice);
             self.position.ended_by = found.then_some(reason);
-            self.checkpoint()?;
+            match reason == Reason::Interrupted || observer.wants_weights() {
+                // What the journal says is forced to disk with its last line.
+                true => self.save()?,
+                false => self.check_weights()?,
+            }
             Ok(reason)
         });
         let reason = match ended {
@@ -194,7 +206,7 @@ impl<'a> Runner<'a> {
                     return Ok(Reason::Interrupted);
                 }
                 if let Some(reason) = self.used_up(&limits) {
-                    self.review(self.test_rows, observer)?;
+                    self.review(self.final_rows, observer)?;
                     return Ok(self.reached(&limits).unwrap_or(reason));
                 }
                 self.steps(observer, &limits)?;
@@ -219,7 +231,7 @@ impl<'a> Runner<'a> {
             self.position.offset = 0;
             let last = limits.epochs.is_some_and(|epochs| self.position.epoch >= epochs);
             if last {
-                self.review(self.test_rows, observer)?;
+                self.review(self.final_rows, observer)?;
                 return Ok(self.reached(&limits).unwrap_or(Reason::Epochs));
             }
             let due = limits.review_steps.is_none_or(|steps| self.position.loss_count >= steps);
@@ -495,15 +507,29 @@ impl<'a> Runner<'a> {
         self.last_checkpoint.elapsed().as_secs_f64() >= self.config.train.checkpoint_seconds
     }
 
-    fn checkpoint(&mut self) -> Result<()> {
-        let began = Instant::now();
-        // A step may leave the loss finite and the weights not: such weights are not saved.
-        if let Some(found) = self.trainer.first_bad_weight()? {
-            return Err(self.diverged_at(self.position.step, Some(found), f64::NAN));
+    /// A step may leave the loss finite and the weights not: such weights are not saved.
+    fn check_weights(&self) -> Result<()> {
+        match self.trainer.first_bad_weight()? {
+            Some(found) => Err(self.diverged_at(self.position.step, Some(found), f64::NAN)),
+            None => Ok(()),
         }
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        self.journal.flush()?;
+        self.save()
+    }
+
+    /// A checkpoint, whatever is on disk of the journal.
+    fn save(&mut self) -> Result<()> {
+        let began = Instant::now();
+        self.check_weights()?;
         self.position.set_seconds_total(self.elapsed());
         self.position.watch = self.watch.memory();
-        self.journal.flush()?;
+        if !self.is_forced {
+            self.folder.force()?;
+            self.is_forced = true;
+        }
         state::save(&self.trainer, &self.folder, &self.position)?;
         self.has_checkpoint = true;
         self.last_checkpoint = Instant::now();
@@ -532,6 +558,10 @@ impl<'a> Runner<'a> {
         };
         self.journal.append(done.clone())?;
         self.journal.flush()?;
+        if self.has_checkpoint && !observer.wants_weights() && reason != Reason::Interrupted.name()
+        {
+            state::remove(&self.folder)?;
+        }
         if observer.wants_report() {
             self.render()?;
         }

@@ -211,6 +211,12 @@ pub(super) fn save(trainer: &Trainer, folder: &RunFolder, position: &Position) -
     save_from(&path(folder), named.chain(moments), &position)
 }
 
+/// Removes a folder's checkpoint.
+pub(super) fn remove(folder: &RunFolder) -> Result<()> {
+    let file = path(folder);
+    std::fs::remove_file(&file).map_err(|e| Error::io("remove", file, e))
+}
+
 /// Loads weights only: for evaluation.
 pub(super) fn load_weights(trainer: &mut Trainer, folder: &RunFolder) -> Result<Position> {
     let file = path(folder);

@@ -10,7 +10,8 @@ pub use review::Review;
 use super::clocks::measure::{ProbeFigures, StepFigures};
 use super::clocks::probe::Probe;
 use super::clocks::telemetry::Telemetry;
-use crate::data::{Dataset, Normalisation, NormalisationKind, Split, Values};
+use super::shared::Input;
+use crate::data::{NormalisationKind, Split};
 use crate::device::{Device, U64Slot};
 use crate::error::{Error, Result};
 use crate::gemm::Precision;
@@ -135,6 +136,18 @@ impl Trainer {
         data: &Split,
         options: TrainOptions,
     ) -> Result<Trainer> {
+        Self::of(device, model, parameters, data.into(), options)
+    }
+
+    /// The same with data that several trainers may share.
+    pub(super) fn of(
+        device: &Device,
+        model: Box<dyn Module>,
+        parameters: Parameters,
+        input: Input<'_>,
+        options: TrainOptions,
+    ) -> Result<Trainer> {
+        let data = input.split;
         options.optimizer.validate()?;
         if options.batch == 0 || options.accumulate == 0 {
             return Err(Error::config("batch", "a batch has at least one row"));
@@ -162,7 +175,7 @@ impl Trainer {
         let copies = if options.optimizer.average.is_some() { 5.0 } else { 4.0 };
         let bytes = copies * parameters.flat_len() as f64 * size_of::<f32>() as f64 + packed as f64;
         Environment::require_memory("the model with its optimizer", bytes)?;
-        let normalisation = Normalisation::new(options.normalise, &data.train);
+        let normalisation = input.normalisation(options.normalise);
         let mut store = Store::new(device);
         let parameters = parameters.bind_in(options.precision, &mut store, options.seed)?;
         let segments = parameters
@@ -184,8 +197,10 @@ impl Trainer {
             store.read(parameters.weights(), 0, &mut start)?;
             store.write(average, 0, &start)?;
         }
-        let train = resident(&mut store, "train", &data.train)?;
-        let test = resident(&mut store, "test", &data.test)?;
+        let regions = input.train(&mut store);
+        let train = resident(&mut store, "train.order", regions, data.train.features())?;
+        let regions = input.test(&mut store);
+        let test = resident(&mut store, "test.order", regions, data.test.features())?;
         let telemetry = options.telemetry;
         let count = parameters.infos().len();
         let telemetry = telemetry.then(|| Telemetry::new(&mut store, count)).transpose()?;
@@ -591,16 +606,13 @@ fn polar_weights(parameters: &Bound) -> Result<Vec<PolarWeight>> {
         .collect()
 }
 
-fn resident(store: &mut Store, name: &str, data: &Dataset) -> Result<Resident> {
-    let values = match data.values() {
-        Values::U8(bytes) => store.upload(&format!("{name}.values"), bytes),
-        Values::F32(values) => store.upload(&format!("{name}.values"), values),
-    };
-    Ok(Resident {
-        values,
-        labels: store.upload(&format!("{name}.labels"), data.labels()),
-        order: store.try_allocate(&format!("{name}.order"), DType::U32, data.rows())?,
-        rows: data.rows(),
-        features: data.features(),
-    })
+fn resident(
+    store: &mut Store,
+    order: &str,
+    [values, labels]: [Region; 2],
+    features: usize,
+) -> Result<Resident> {
+    let rows = store.len(labels);
+    let order = store.try_allocate(order, DType::U32, rows)?;
+    Ok(Resident { values, labels, order, rows, features })
 }

@@ -25,7 +25,8 @@ const FORMAT: &str = r#"CONFIG.toml, for example:
   [sweep]
   time = "60s"                 # for all of it
   seeds = 1                    # runs of each setting
-  keep = "1/3"                 # share that goes on to the next rung; 1: all settings in full"#;
+  keep = "1/3"                 # share that goes on to the next rung; 1: all settings in full
+  whole_runs = false           # true: runs of shorter rungs, too, keep their weights and look at their clocks"#;
 
 /// Flags of `twoclocks sweep`.
 #[derive(Args)]

@@ -4,6 +4,7 @@ use crate::tensor::Element;
 use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Alignment of every region and of every buffer in an arena, in bytes.
 pub const ALIGNMENT: usize = 64;
@@ -13,17 +14,24 @@ pub const ALIGNMENT: usize = 64;
 /// prefetch across them.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// An owned, zero-initialised, aligned block of bytes.
+/// A zero-initialised, aligned block of bytes; or another one's, to read.
 pub struct Memory {
     /// The first byte that is aligned.
     start: NonNull<u8>,
-    /// What was allocated, with room to align in.
-    whole: NonNull<u8>,
-    layout: Layout,
     bytes: usize,
+    block: Block,
 }
 
-// SAFETY: `Memory` owns its block like a `Vec<u8>` does; no interior mutability is offered here.
+/// Whose the bytes are.
+enum Block {
+    /// What was allocated, with room to align in.
+    Own { whole: NonNull<u8>, layout: Layout },
+    /// Those of another one, which lives as long.
+    Shared { _owner: Arc<Memory> },
+}
+
+// SAFETY: `Memory` owns its block like a `Vec<u8>` does, or shares it like an `Arc<[u8]>`, which is only read
+// (`bytes_mut` asserts it); no interior mutability is offered here.
 unsafe impl Send for Memory {}
 // SAFETY: shared access only reads, see above.
 unsafe impl Sync for Memory {}
@@ -50,7 +58,18 @@ impl Memory {
         if large {
             ask_for_huge_pages(start, layout.size() - alignment);
         }
-        Memory { start, whole, layout, bytes }
+        Memory { start, bytes, block: Block::Own { whole, layout } }
+    }
+
+    /// The same bytes, to read where they lie.
+    pub fn shared(of: &Arc<Memory>) -> Memory {
+        let block = Block::Shared { _owner: Arc::clone(of) };
+        Memory { start: of.start, bytes: of.bytes, block }
+    }
+
+    /// Whether the bytes are another one's: nobody may write them.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.block, Block::Shared { .. })
     }
 
     /// Size in bytes.
@@ -70,8 +89,12 @@ impl Memory {
     }
 
     /// The whole block, to write.
+    ///
+    /// # Panics
+    /// If it is shared.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
+        assert!(!self.is_shared(), "shared memory is only read");
+        // SAFETY: as in `bytes`; `self` is borrowed exclusively, and owns them: checked above.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
 
@@ -85,6 +108,7 @@ impl Memory {
         bytemuck::cast_slice_mut(&mut self.bytes_mut()[offset..offset + len * size_of::<T>()])
     }
 
+    /// The first byte, for programs. They only read what is shared: no tape is compiled that writes it.
     pub(super) fn start(&mut self) -> *mut u8 {
         self.start.as_ptr()
     }
@@ -122,14 +146,31 @@ fn ask_for_huge_pages(_start: NonNull<u8>, _bytes: usize) {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `whole` came from `alloc_zeroed` with this layout and is freed once.
-        unsafe { dealloc(self.whole.as_ptr(), self.layout) }
+        if let Block::Own { whole, layout } = self.block {
+            // SAFETY: `whole` came from `alloc_zeroed` with this layout and is freed once, by its owner.
+            unsafe { dealloc(whole.as_ptr(), layout) }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_memory_is_read_in_place_and_outlives_its_owner() {
+        let mut owner = Memory::zeroed(100);
+        owner.bytes_mut()[99] = 7;
+        let owner = Arc::new(owner);
+        let mut shared = Memory::shared(&owner);
+        assert!(shared.is_shared() && !owner.is_shared());
+        assert_eq!(shared.bytes().as_ptr(), owner.bytes().as_ptr());
+        drop(owner);
+        assert_eq!((shared.len(), shared.bytes()[99]), (100, 7));
+        let write = std::panic::AssertUnwindSafe(|| shared.bytes_mut()[0] = 1);
+        assert!(std::panic::catch_unwind(write).is_err(), "shared memory was written");
+        assert_eq!(shared.bytes()[0], 0);
+    }
 
     #[test]
     fn memory_is_zero_aligned_and_as_long_as_asked() {

@@ -1,14 +1,16 @@
 //! A sweep as it goes: rungs of runs side by side, within a time, and on after an interruption.
 
+use super::super::budget::SAMPLE_ROWS;
 use super::super::config::{Config, DataConfig};
 use super::super::make::{chosen, trainer};
+use super::super::shared::{Input, Shared};
 use super::grid::Sweep;
 use super::halving::{Cost, Crew, Rung, again, plan, seconds};
 use super::journal::{Begun, Ended, Event, Journal, Plan, Ranked, Tried, used};
 use super::page;
-use super::rung::{Over, Work, side_by_side};
+use super::rung::{Over, Wanted, Work, side_by_side};
 use super::state::{State, key};
-use super::trial::{Costs, candidates, fastest, shortened, speed};
+use super::trial::{Costs, Rows, Speed, candidates, fastest, lean, shortened, speed};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::runs::time::Utc;
@@ -34,6 +36,10 @@ const FILLED: f64 = 0.97;
 
 /// Seconds that are kept for the end: to stop the runs, and for the page.
 const TO_END: f64 = 0.05;
+
+/// Test rows for each that is trained on, above which runs of shorter rungs are judged by a sample: a row that is trained on
+/// takes three times as long.
+const MOST_REVIEWED: f64 = 0.15;
 
 /// How a sweep came out.
 #[derive(Clone, Debug)]
@@ -133,8 +139,8 @@ fn create(root: &Path, recipe: &str) -> Result<PathBuf> {
 /// What a sweep needs to make runs.
 struct Driver<'a> {
     sweep: Sweep,
-    /// The data of each kind of source that the settings name.
-    data: Vec<(DataConfig, Split)>,
+    /// The data of each kind of source that the settings name, for all trainers.
+    data: Vec<Source>,
     /// Whether runs may be made with another number of threads than the configuration says.
     may_choose: bool,
     processors: usize,
@@ -149,15 +155,17 @@ impl<'a> Driver<'a> {
     /// Loads the data, and settles what `auto` chooses, once for all runs.
     fn new(mut sweep: Sweep, used: f64, stop: &'a AtomicBool) -> Result<Self> {
         let began = Instant::now();
-        let mut data: Vec<(DataConfig, Split)> = Vec::new();
-        for config in sweep.points.iter().map(|point| &point.config.data).chain([&sweep.base.data])
-        {
-            if !data.iter().any(|(known, _)| same_source(known, config)) {
-                data.push((config.clone(), config.source()?.load()?));
+        let mut data: Vec<Source> = Vec::new();
+        let all = || sweep.points.iter().map(|point| &point.config.data).chain([&sweep.base.data]);
+        for config in all() {
+            if !data.iter().any(|source| same_source(&source.config, config)) {
+                let split = config.source()?.load()?;
+                let alike = all().filter(|other| same_source(other, config));
+                let shared = Shared::new(&split, alike.map(|other| other.normalise.into()));
+                data.push(Source { config: config.clone(), split, shared });
             }
         }
-        let split = of_source(&data, &sweep.base.data);
-        let (first, _) = trainer(&sweep.base, split)?;
+        let (first, _) = trainer(&sweep.base, of_source(&data, &sweep.base.data))?;
         let base = chosen(&sweep.base, &first);
         drop(first);
         for point in &mut sweep.points {
@@ -183,7 +191,7 @@ impl<'a> Driver<'a> {
         self.used + self.began.elapsed().as_secs_f64()
     }
 
-    fn data(&self, config: &Config) -> &Split {
+    fn data(&self, config: &Config) -> Input<'_> {
         of_source(&self.data, &config.data)
     }
 
@@ -201,12 +209,16 @@ impl<'a> Driver<'a> {
             // One at a time has the device to itself.
             (false, threads) => vec![(1, threads)],
         };
-        let mut tried = Vec::new();
+        let mut found: Vec<(Tried, Speed)> = Vec::new();
         for crew in tries {
-            let found = speed(config, self.data(config), crew, self.trial_seconds())?;
-            tried.push(found.tried(crew));
+            let one = speed(config, self.data(config), crew, self.trial_seconds())?;
+            found.push((one.tried(crew), one));
         }
+        let tried: Vec<Tried> = found.iter().map(|&(tried, _)| tried).collect();
         let best = fastest(&tried);
+        if let Some(&(_, speed)) = found.iter().find(|(tried, _)| *tried == best) {
+            self.costs.set(config, speed);
+        }
         self.time_kinds(best.workers, best.threads)?;
         Ok(tried)
     }
@@ -226,9 +238,29 @@ impl<'a> Driver<'a> {
 
     /// Mean cost of a run.
     fn cost(&self, workers: usize) -> Cost {
-        let run = |point: &'_ super::grid::Point| self.data(&point.config).train.rows();
-        let runs = self.sweep.points.iter().map(|point| (&point.config, run(point)));
+        // Of one rung, and where runs are whole, all are judged by all test rows.
+        let whole = self.sweep.whole_runs || self.sweep.keep == 1.0;
+        let runs = self.sweep.points.iter().map(|point| {
+            let split = self.data(&point.config).split;
+            let (train, test) = (split.train.rows(), split.test.rows());
+            let sampled = if whole { None } else { sample(test) };
+            (&point.config, Rows { train, judged: [sampled.unwrap_or(test), test] })
+        });
         self.costs.mean(runs, workers)
+    }
+
+    /// Test rows that judge the runs of a rung, alike for all of them; `None` is all rows.
+    fn sampled_rows(&self, rung: &Begun) -> Option<usize> {
+        let mut sampled = false;
+        for &point in &rung.points {
+            let config = &self.sweep.points[point].config;
+            let split = self.data(config).split;
+            let (train, test) = (split.train.rows(), split.test.rows());
+            let steps = config.train.total_steps(train)? as f64 * rung.share;
+            let trained = steps * (config.train.batch * config.train.accumulate) as f64;
+            sampled |= test as f64 > MOST_REVIEWED * trained && sample(test).is_some();
+        }
+        sampled.then_some(SAMPLE_ROWS)
     }
 
     /// What will be done; the folder is not known yet.
@@ -240,7 +272,7 @@ impl<'a> Driver<'a> {
         let settings = self.sweep.points.len();
         // Runs that time alone bounds may be as short as a trial.
         let shortest = |point: &super::grid::Point| {
-            let rows = self.data(&point.config).train.rows();
+            let rows = self.data(&point.config).split.train.rows();
             match (point.config.train.total_steps(rows), point.config.train.seconds) {
                 (Some(steps), _) => LEAST_STEPS / steps as f64,
                 (None, all) => all.map_or(1.0, |all| TRIAL.1 / all),
@@ -278,14 +310,28 @@ impl<'a> Driver<'a> {
     }
 }
 
+/// A sample of so many test rows, where it is much less than all of them.
+fn sample(rows: usize) -> Option<usize> {
+    (rows >= 2 * SAMPLE_ROWS).then_some(SAMPLE_ROWS)
+}
+
 /// Whether two configurations read the same rows.
 fn same_source(a: &DataConfig, b: &DataConfig) -> bool {
     DataConfig { normalise: b.normalise, ..a.clone() } == *b
 }
 
-fn of_source<'d>(data: &'d [(DataConfig, Split)], config: &DataConfig) -> &'d Split {
-    let found = data.iter().find(|(known, _)| same_source(known, config));
-    found.map(|(_, split)| split).unwrap_or_else(|| unreachable!("all sources were loaded"))
+fn of_source<'d>(data: &'d [Source], config: &DataConfig) -> Input<'d> {
+    match data.iter().find(|source| same_source(&source.config, config)) {
+        Some(Source { split, shared, .. }) => Input { split, shared: Some(shared) },
+        None => unreachable!("all sources were loaded"),
+    }
+}
+
+/// A data set that was loaded.
+struct Source {
+    config: DataConfig,
+    split: Split,
+    shared: Shared,
 }
 
 /// A sweep that is under way.
@@ -332,20 +378,26 @@ impl Going<'_, '_> {
         let Plan { seeds, workers, .. } = self.state.plan;
         let seconds_left = FILLED * (self.driver.sweep.seconds - TO_END - self.driver.seconds());
         let keep = self.driver.sweep.keep;
-        again(&left, last.share, keep, self.cost(last), Crew { seeds, workers }, seconds_left)
+        let trained = (last.points.len(), last.share);
+        again(&left, trained, keep, self.cost(last, &left), Crew { seeds, workers }, seconds_left)
     }
 
-    /// Mean cost of a run, as the runs of a rung showed it.
-    fn cost(&self, rung: &Begun) -> Cost {
-        let runs: Vec<_> =
-            self.state.trained.iter().filter(|run| run.task.rung == rung.rung).collect();
+    /// Mean cost of a run, as the runs of a rung showed it of those settings that go on next: a longer batch that is better is
+    /// dearer, too.
+    fn cost(&self, rung: &Begun, left: &[Rung]) -> Cost {
+        let next = left.first().map_or(1, |rung| rung.settings);
+        let best: Vec<usize> = self.state.order(rung).into_iter().take(next).collect();
+        let of = |task: &super::journal::Task| task.rung == rung.rung && best.contains(&task.point);
+        let runs: Vec<_> = self.state.trained.iter().filter(|run| of(&run.task)).collect();
         if runs.is_empty() {
             return self.driver.cost(self.state.plan.workers);
         }
         let training: f64 = runs.iter().map(|run| run.seconds_training).sum();
         let all: f64 = runs.iter().map(|run| run.seconds_worker).sum();
         let count = runs.len() as f64;
-        Cost { fixed: (all - training).max(0.0) / count, full: training / rung.share / count }
+        let ending = self.driver.cost(self.state.plan.workers).ending;
+        let fixed = (all - training).max(0.0) / count;
+        Cost { fixed, full: training / rung.share / count, ending }
     }
 
     fn begin_rung(&mut self, rung: Rung) -> Result<()> {
@@ -374,19 +426,27 @@ impl Going<'_, '_> {
             threads = (self.driver.processors / workers).max(1);
         }
         let runs = self.state.plan.sweep.join(RUNS);
+        let whole = self.driver.sweep.whole_runs || self.state.is_last(rung);
+        let wanted = Wanted {
+            weights: whole,
+            rows: if whole { None } else { self.driver.sampled_rows(rung) },
+        };
         let Going { driver, state, journal, watch } = self;
         let work = |task: super::journal::Task| {
             let point = &driver.sweep.points[task.point];
             let data = driver.data(&point.config);
-            let mut config = shortened(&point.config, rung.share, data.train.rows());
+            let mut config = shortened(&point.config, rung.share, data.split.train.rows());
             config.seed = task.seed;
+            if !whole {
+                config = lean(config, data.split.train.rows());
+            }
             if driver.may_choose {
                 config.threads = threads;
             }
             let folder = state.open.get(&key(&task)).map(|name| runs.join(name));
             // One that was killed before it had a configuration has done nothing.
             let folder = folder.filter(|path| path.join("config.toml").is_file());
-            Work { task, setting: point.label(), config, data, folder }
+            Work { task, setting: point.label(), config, data, folder, wanted }
         };
         let works: Vec<Work<'_>> = tasks.into_iter().map(work).collect();
         let mut hear = |over| {

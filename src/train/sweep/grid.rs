@@ -45,6 +45,7 @@ impl Point {
 /// time = "60s"                     # for all of it
 /// seeds = 1                        # runs of each setting
 /// keep = "1/3"                     # share of the settings that go on to the next rung; 1: all of them, in full
+/// whole_runs = false               # true: runs of shorter rungs, too, keep their weights and look at their clocks
 /// ```
 #[derive(Clone, Debug)]
 pub struct Sweep {
@@ -58,6 +59,10 @@ pub struct Sweep {
     pub seeds: usize,
     /// Share of the settings that go on to the next rung.
     pub keep: f64,
+    /// Whether the runs of all rungs are what they would be by themselves. Else those of rungs before the last keep configuration
+    /// and journal only, do not measure their clocks, and are judged by a sample of the test rows where all of them would
+    /// take long.
+    pub whole_runs: bool,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -80,6 +85,7 @@ struct Limits {
     time: Option<Value>,
     seeds: Option<usize>,
     keep: Option<Value>,
+    whole_runs: Option<bool>,
 }
 
 impl Sweep {
@@ -147,7 +153,8 @@ impl Sweep {
             None => KEEP,
         };
         let points = grid(&base, &file.vary, &place)?;
-        Ok(Sweep { base, points, seconds, seeds, keep })
+        let whole_runs = file.sweep.whole_runs.unwrap_or(false);
+        Ok(Sweep { base, points, seconds, seeds, keep, whole_runs })
     }
 
     /// The sweep as a file that [`Sweep::read`] takes, beside a file `base` with the configuration that is varied: all values are
@@ -168,6 +175,7 @@ impl Sweep {
             time: Some(Value::String(format!("{}s", self.seconds))),
             seeds: Some(self.seeds),
             keep: Some(Value::Float(self.keep)),
+            whole_runs: Some(self.whole_runs),
         };
         let file = File { config: Some(base.into()), vary, sweep, ..File::default() };
         toml::to_string(&file).unwrap_or_else(|e| panic!("a sweep is always TOML: {e}"))

@@ -29,7 +29,7 @@ fn a_grid_has_every_combination() {
     let sweep = read(
         "recipe = \"digits\"\n[set]\ntrain.epochs = 4\n\"optimizer.weight_decay\" = 0\n[vary]\n\
          optimizer.rate = { log = [1e-3, 1e-2], count = 3 }\n\"train.batch\" = [32, 64]\n\
-         [sweep]\ntime = \"2m\"\nseeds = 2\nkeep = \"1/4\"\n",
+         [sweep]\ntime = \"2m\"\nseeds = 2\nkeep = \"1/4\"\nwhole_runs = true\n",
     )
     .unwrap();
     let expected = [
@@ -42,6 +42,7 @@ fn a_grid_has_every_combination() {
     ];
     assert_eq!(labels(&sweep), expected);
     assert_eq!((sweep.seconds, sweep.seeds, sweep.keep), (120.0, 2, 0.25));
+    assert!(sweep.whole_runs);
     let third = &sweep.points[3].config;
     assert_eq!((third.optimizer.rate, third.train.batch), (0.003162, 64));
     assert_eq!((third.train.epochs, third.optimizer.weight_decay), (Some(4), 0.0));
@@ -126,5 +127,6 @@ fn a_written_sweep_reads_back_the_same() {
     let again = again.unwrap();
     assert_eq!((again.points, again.base), (sweep.points, sweep.base));
     assert_eq!((again.seconds, again.seeds, again.keep), (sweep.seconds, sweep.seeds, sweep.keep));
+    assert_eq!(again.whole_runs, sweep.whole_runs);
     assert_eq!(other.unwrap().seconds, 9.0);
 }

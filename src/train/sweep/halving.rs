@@ -31,6 +31,8 @@ pub struct Cost {
     pub fixed: f64,
     /// Of a whole run, beyond that.
     pub full: f64,
+    /// Of a run of the last rung, beyond that, however short: it is reviewed by all test rows.
+    pub ending: f64,
 }
 
 impl Rung {
@@ -67,14 +69,16 @@ pub fn seconds(rungs: &[Rung], cost: Cost, crew: Crew) -> f64 {
         let turns = rung.runs().div_ceil(crew.workers);
         turns as f64 * (cost.fixed + rung.share * cost.full)
     };
-    rungs.iter().map(rung).sum()
+    let ending = |rung: &Rung| rung.runs().div_ceil(crew.workers) as f64 * cost.ending;
+    rungs.iter().map(rung).sum::<f64>() + rungs.last().map_or(0.0, ending)
 }
 
 /// The rungs with the fewest halvings that fit into a time, none shorter than the share `least`, and with as many that go on
-/// as fit then; with `keep` = 1 there is one. Where none fit, those with the most, with shares as much smaller as it takes.
+/// as fit then; with `keep` = 1 there is one. Where none fit, those that can end with the longest runs, though these are no whole
+/// ones.
 ///
 /// # Errors
-/// The first rung would be shorter than `least`: the seconds that it takes at least.
+/// None fit, with runs as short as they may be: the seconds that it takes at least.
 pub fn plan(
     settings: usize,
     keep: f64,
@@ -83,73 +87,87 @@ pub fn plan(
     crew: Crew,
     budget: f64,
 ) -> Result<Vec<Rung>, f64> {
+    let fits = |rungs: &[Rung]| seconds(rungs, cost, crew) <= FILLED * budget;
+    let chooses = keep < 1.0 && settings > 1;
     let mut counts = vec![settings];
+    let (mut longest, mut needed): (Option<Vec<Rung>>, f64) = (None, f64::INFINITY);
     loop {
-        let halvings = counts.len() - 1;
-        let share = |rung: usize| keep.powi((halvings - rung) as i32);
-        let rungs: Vec<Rung> = (0..counts.len())
-            .map(|rung| Rung::new(counts[rung], share(rung).max(least), crew.seeds))
-            .collect();
-        if seconds(&rungs, cost, crew) <= FILLED * budget {
-            return Ok(widened(rungs, |rungs| seconds(rungs, cost, crew) <= FILLED * budget));
+        let halvings = counts.len() as i32 - 1;
+        // Of runs whose last ones have the share `top`.
+        let rungs = |top: f64| -> Vec<Rung> {
+            let share = |rung: i32| (top * keep.powi(halvings - rung)).max(least);
+            (0..).zip(&counts).map(|(rung, &n)| Rung::new(n, share(rung), crew.seeds)).collect()
+        };
+        // A rung hardly longer than the first one would tell nothing new.
+        let smallest = match halvings {
+            0 => least,
+            _ => WORTH_IT * least / keep.powi(halvings - 1),
+        };
+        if halvings > 0 && smallest > 1.0 {
+            break;
         }
-        let last = counts[halvings];
-        // A rung hardly shorter than the next one would tell nothing new.
-        if keep == 1.0 || last == 1 || share(0) < WORTH_IT * least {
-            return shrunk(rungs, least, cost, crew, budget);
+        if fits(&rungs(1.0)) {
+            return Ok(widened(rungs(1.0), None, fits));
+        }
+        if halvings > 0 || !chooses {
+            needed = needed.min(seconds(&rungs(smallest), cost, crew));
+            let (mut fit, mut top) = (smallest, 1.0);
+            if fits(&rungs(fit)) {
+                for _ in 0..40 {
+                    let middle = (fit + top) / 2.0;
+                    *if fits(&rungs(middle)) { &mut fit } else { &mut top } = middle;
+                }
+                let before = longest.as_ref().and_then(|rungs| rungs.last());
+                if before.is_none_or(|before| before.share < fit) {
+                    longest = Some(rungs(fit));
+                }
+            }
+        }
+        let last = counts[counts.len() - 1];
+        if !chooses || last == 1 {
+            break;
         }
         counts.push(survivors(last, keep));
     }
+    longest.map(|rungs| widened(rungs, None, fits)).ok_or(needed / FILLED)
 }
 
-/// Rungs with as many more settings that go on as `fits`: what time is left makes the choice safer.
-fn widened(rungs: Vec<Rung>, fits: impl Fn(&[Rung]) -> bool) -> Vec<Rung> {
-    let wider = |factor: f64| {
-        let mut wide = rungs.clone();
-        for at in 1..wide.len() {
-            let most = wide[at - 1].settings.saturating_sub(1).max(1);
-            let settings = (rungs[at].settings as f64 * factor + 1e-9) as usize;
-            wide[at].settings = settings.clamp(1, most);
-        }
-        wide
-    };
-    let mut widest = rungs.clone();
-    // Steps of a twentieth, up to ten times as many.
-    for step in 1..=180 {
-        let wide = wider(1.0 + 0.05 * f64::from(step));
-        if !fits(&wide) {
-            break;
-        }
-        widest = wide;
-    }
-    widest
-}
-
-/// Rungs with all shares smaller by one factor, so that they fit.
-fn shrunk(
+/// Rungs with as many more settings that go on as `fits`, one by one where the fewest do, the later rung first: what time is left
+/// makes the choice safer. The first rung stays as it is, unless there were so many settings `before` it.
+fn widened(
     mut rungs: Vec<Rung>,
-    least: f64,
-    cost: Cost,
-    crew: Crew,
-    budget: f64,
-) -> Result<Vec<Rung>, f64> {
-    let fixed = seconds(&rungs, Cost { full: 0.0, ..cost }, crew);
-    let full = seconds(&rungs, Cost { fixed: 0.0, ..cost }, crew);
-    let smallest = (least / rungs[0].share).min(1.0);
-    let factor = ((FILLED * budget - fixed) / full).min(1.0);
-    if factor.is_nan() || factor < smallest {
-        return Err((fixed + smallest * full) / FILLED);
+    before: Option<usize>,
+    fits: impl Fn(&[Rung]) -> bool,
+) -> Vec<Rung> {
+    loop {
+        let from = |at: usize| if at == 0 { before } else { Some(rungs[at - 1].settings) };
+        let mut narrow: Vec<(f64, usize)> = (0..rungs.len())
+            .rev()
+            .filter_map(|at| Some((at, from(at)?)))
+            // One at least is left behind.
+            .filter(|&(at, from)| rungs[at].settings + 1 < from)
+            .map(|(at, from)| (rungs[at].settings as f64 / from as f64, at))
+            .collect();
+        narrow.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let wider = narrow.into_iter().find_map(|(_, at)| {
+            let mut wider = rungs.clone();
+            wider[at].settings += 1;
+            fits(&wider).then_some(wider)
+        });
+        match wider {
+            Some(wider) => rungs = wider,
+            None => return rungs,
+        }
     }
-    rungs.iter_mut().for_each(|rung| rung.share *= factor);
-    Ok(rungs)
 }
 
-/// The rungs that are left, where `seconds_left` may have become too short for them: fewer settings go on first, then only
-/// one, to the last rung, and then that one for a smaller share. Empty where that is hardly more than the share `trained`
-/// that it was trained for already.
+/// The rungs that are left after one of so many settings and such a share (`trained`), cut to `seconds_left`. More settings go
+/// on where that is more than was planned. Where it is less, fewer go on first, then only
+/// one, to the last rung, and then that one for a smaller share; empty where that is hardly more than it was trained for
+/// already.
 pub fn again(
     left: &[Rung],
-    trained: f64,
+    trained: (usize, f64),
     keep: f64,
     cost: Cost,
     crew: Crew,
@@ -158,7 +176,7 @@ pub fn again(
     let Some((first, last)) = left.first().zip(left.last()) else { return Vec::new() };
     let fits = |rungs: &[Rung]| seconds(rungs, cost, crew) <= seconds_left;
     if fits(left) {
-        return left.to_vec();
+        return widened(left.to_vec(), Some(trained.0), fits);
     }
     for settings in (2..=first.settings).rev() {
         let mut count = settings;
@@ -174,9 +192,9 @@ pub fn again(
         }
     }
     let turns = last.seeds.div_ceil(crew.workers) as f64;
-    let share = ((seconds_left / turns - cost.fixed) / cost.full).min(last.share);
+    let share = ((seconds_left / turns - cost.fixed - cost.ending) / cost.full).min(last.share);
     // In full, or for so much longer that it is worth a run.
-    let longer = share >= last.share || share > WORTH_IT * trained;
+    let longer = share >= last.share || share > WORTH_IT * trained.1;
     if longer { vec![Rung { settings: 1, share, ..*last }] } else { Vec::new() }
 }
 
@@ -243,7 +261,7 @@ mod tests {
     use super::*;
 
     const ONE: Crew = Crew { seeds: 1, workers: 1 };
-    const SECOND: Cost = Cost { fixed: 0.0, full: 1.0 };
+    const SECOND: Cost = Cost { fixed: 0.0, full: 1.0, ending: 0.0 };
     const THIRD: f64 = 1.0 / 3.0;
 
     fn counts(rungs: &[Rung]) -> Vec<usize> {
@@ -262,7 +280,7 @@ mod tests {
         assert_eq!(counts(&two), [18, 6]);
         assert!((two[0].share - THIRD).abs() < 1e-12 && two[1].share == 1.0);
         assert_eq!(counts(&plan(7.0)), [18, 6, 2], "6 s of whole runs");
-        assert_eq!(counts(&plan(10.0)), [18, 11, 3], "8.7 s: more go on");
+        assert_eq!(counts(&plan(10.05)), [18, 9, 4], "9 s: more go on");
         let most = plan(3.6);
         assert_eq!(counts(&most), [18, 8, 2, 1], "a fifth of the grid's 18 s");
         assert_eq!(most[3].share, 1.0);
@@ -279,6 +297,14 @@ mod tests {
         assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2], 0.2));
         // A rung of 0.3 before one of a third is none.
         assert_eq!(counts(&plan(18, THIRD, 0.3, SECOND, ONE, 12.5).unwrap()), [18, 6]);
+        // The first rung stays at the least that says anything, and the others become shorter.
+        let rungs = plan(18, THIRD, 0.06, SECOND, ONE, 3.0).unwrap();
+        assert_eq!((counts(&rungs), rungs[0].share), (vec![18, 6, 2], 0.06));
+        assert!(
+            (rungs[2].share - 0.405).abs() < 1e-6,
+            "1.08 s of 2.7 go into the first: {rungs:?}"
+        );
+        assert!((rungs[1].share - 0.135).abs() < 1e-6);
         // A share of 0.2 is the shortest, and so there are no more rungs.
         assert!(plan(18, THIRD, 0.2, SECOND, ONE, 3.0).is_err());
     }
@@ -293,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_time_that_is_too_short_says_what_it_takes() {
-        let cost = Cost { fixed: 0.1, full: 1.0 };
+        let cost = Cost { fixed: 0.1, full: 1.0, ending: 0.5 };
         let needed = plan(9, THIRD, 0.02, cost, ONE, 0.5).unwrap_err();
         let rungs = plan(9, THIRD, 0.02, cost, ONE, needed + 1e-6).unwrap();
         assert_eq!(counts(&rungs), [9, 3, 1]);
@@ -308,7 +334,10 @@ mod tests {
     fn workers_share_the_runs() {
         let crew = Crew { seeds: 3, workers: 2 };
         let rungs = [Rung { settings: 3, seeds: 3, share: 0.5 }];
-        assert_eq!(seconds(&rungs, Cost { fixed: 0.25, full: 1.0 }, crew), 5.0 * 0.75);
+        let cost = Cost { fixed: 0.25, full: 1.0, ending: 0.125 };
+        assert_eq!(seconds(&rungs, cost, crew), 5.0 * 0.875);
+        let two = [rungs[0], Rung { settings: 2, seeds: 1, share: 1.0 }];
+        assert_eq!(seconds(&two, cost, crew), 5.0 * 0.75 + 1.375, "only the last one is ended");
         assert_eq!(survivors(18, THIRD), 6);
         assert_eq!(survivors(2, 0.9), 1);
         assert_eq!(survivors(1, 0.5), 1);
@@ -318,8 +347,11 @@ mod tests {
     #[test]
     fn what_is_left_is_cut_to_the_time() {
         let left = [rung(6, THIRD), rung(2, 1.0)];
-        let again = |seconds| again(&left, 1.0 / 9.0, THIRD, SECOND, ONE, seconds);
+        let trained = (18, 1.0 / 9.0);
+        let again = |seconds| again(&left, trained, THIRD, SECOND, ONE, seconds);
         assert_eq!(again(4.1), left);
+        assert_eq!(counts(&again(7.1)), [9, 4], "there is time for more");
+        assert_eq!(counts(&again(1e3)), [17, 16], "no rung tells nothing");
         assert_eq!(counts(&again(3.7)), [5, 2]);
         assert_eq!(counts(&again(2.01)), [3, 1]);
         assert_eq!(again(1.7), [rung(2, THIRD), rung(1, 1.0)]);
@@ -327,6 +359,9 @@ mod tests {
         assert_eq!(again(0.5), [rung(1, 0.5)]);
         assert_eq!(again(0.15), [], "it was trained for 0.11 already");
         assert_eq!(again(0.1), []);
+        let ended = Cost { ending: 0.5, ..SECOND };
+        let again = super::again(&left, trained, THIRD, ended, ONE, 1.0);
+        assert_eq!(again, [rung(1, 0.5)], "its review takes the rest");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use super::super::config::Config;
 use super::super::observer::{Observer, Reason, Started};
 use super::super::run::{resume, run_on};
+use super::super::shared::Input;
 use super::journal::{Task, Trained};
-use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::runs::{Done, Epoch, Record, RunFolder, without_sync};
 use std::collections::VecDeque;
@@ -24,9 +24,18 @@ pub(super) struct Work<'a> {
     /// The setting, for people.
     pub setting: String,
     pub config: Config,
-    pub data: &'a Split,
+    pub data: Input<'a>,
     /// The folder of it, where it was begun before.
     pub folder: Option<PathBuf>,
+    pub wanted: Wanted,
+}
+
+/// What is wanted of a run beside its figures.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub weights: bool,
+    /// Test rows by which it is judged, where not all.
+    pub rows: Option<usize>,
 }
 
 /// What a worker says.
@@ -94,8 +103,10 @@ pub(super) fn side_by_side(
 /// Watches a run for its sweep.
 struct Watch<'a> {
     task: Task,
+    wanted: Wanted,
     sender: &'a Sender<Over>,
-    loss: f64,
+    /// Test accuracy and loss of the last review.
+    last: (f64, f64),
     done: Option<Done>,
 }
 
@@ -105,13 +116,21 @@ impl Observer for Watch<'_> {
         false
     }
 
+    fn wants_weights(&self) -> bool {
+        self.wanted.weights
+    }
+
+    fn final_rows(&self) -> Option<usize> {
+        self.wanted.rows
+    }
+
     fn started(&mut self, started: &Started) {
         self.task.run = folder_name(&started.folder);
         let _ = self.sender.send(Over::Began(self.task.clone()));
     }
 
     fn review(&mut self, epoch: &Epoch) {
-        self.loss = epoch.test_loss;
+        self.last = (epoch.test_acc, epoch.test_loss);
     }
 
     fn done(&mut self, done: &Done) {
@@ -125,12 +144,14 @@ fn folder_name(run: &Path) -> String {
 
 fn make(work: Work<'_>, root: &Path, sender: &Sender<Over>, halt: &AtomicBool) -> Result<Over> {
     let began = Instant::now();
-    let Work { task, setting, config, data, folder } = work;
-    let mut watch = Watch { task, sender, loss: f64::NAN, done: None };
+    let Work { task, setting, config, data, folder, wanted } = work;
+    let mut watch = Watch { task, wanted, sender, last: (f64::NAN, f64::NAN), done: None };
     let outcome = match &folder {
         Some(path) => {
             let record = Record::load(&RunFolder::open(path)?)?;
-            watch.loss = record.epochs.last().map_or(f64::NAN, |epoch| epoch.test_loss);
+            if let Some(epoch) = record.epochs.last() {
+                watch.review(epoch);
+            }
             match record.done.filter(|done| done.reason != Reason::Interrupted.name()) {
                 // It came to its end, and only the sweep did not hear of it.
                 Some(done) => {
@@ -158,8 +179,8 @@ fn make(work: Work<'_>, root: &Path, sender: &Sender<Over>, halt: &AtomicBool) -
     Ok(Over::Trained(Trained {
         task: watch.task,
         setting,
-        test_acc: unless_diverged(done.test_acc),
-        test_loss: unless_diverged(watch.loss),
+        test_acc: unless_diverged(watch.last.0),
+        test_loss: unless_diverged(watch.last.1),
         seconds_training: done.seconds_training,
         seconds_to_target: done.seconds_to_target.filter(|_| !diverged),
         steps: done.step,

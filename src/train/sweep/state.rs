@@ -62,6 +62,12 @@ impl State {
         self.plan.rungs.iter().filter(longer).copied().collect()
     }
 
+    /// Whether a rung is the last one, as far as is known: what it trains is what the sweep finds.
+    pub fn is_last(&self, rung: &Begun) -> bool {
+        let longer = |later: &Rung| later.share > rung.share * (1.0 + 1e-9);
+        rung.points.len() == 1 || !self.plan.rungs.iter().any(longer)
+    }
+
     /// Runs of a rung that did not come to their end, by seed and then by setting: so that the first seeds of all settings come first.
     pub fn missing(&self, rung: &Begun, first_seed: u64) -> Vec<Task> {
         let done = |task: &Task| self.trained.iter().any(|run| key(&run.task) == key(task));
@@ -199,6 +205,7 @@ mod tests {
         let after = |events: &[Event]| State::of(events.to_vec()).unwrap();
         let state = after(&events);
         assert!(!state.complete(7) && state.missing(&state.begun[0], 7).is_empty());
+        assert!(!state.is_last(&state.begun[0]));
         assert_eq!(state.order(&state.begun[0]), [1, 3, 0, 2]);
         assert_eq!(state.left().len(), 2);
 
@@ -225,7 +232,10 @@ mod tests {
         }
         events.extend([begun(2, 0.9, &[3]), trained(2, 3, 7, 0.96), trained(2, 3, 8, 0.96)]);
         // Cut short by the time: with more of it, it goes on.
-        assert!(!after(&events).complete(7));
+        let state = after(&events);
+        assert!(!state.complete(7));
+        assert!(state.is_last(&state.begun[2]), "one setting, for as long as there was time");
+        assert!(!state.is_last(&state.begun[1]));
         events.extend([begun(3, 1.0, &[3]), trained(3, 3, 7, 0.96), trained(3, 3, 8, 0.96)]);
         assert!(after(&events).complete(7));
         // Every line reads back as it was written.

@@ -2,10 +2,10 @@
 
 use super::super::config::Config;
 use super::super::make::trainer;
+use super::super::shared::Input;
 use super::super::trainer::Trainer;
 use super::halving::Cost;
 use super::journal::Tried;
-use crate::data::Split;
 use crate::error::Result;
 use std::collections::BTreeMap;
 use std::sync::Barrier;
@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 const MOST_TIMED: usize = 8;
 /// What a run takes beside its steps and the making of its trainer: folder, journal, checkpoint. Replaced by what
 /// the first rung shows.
-const REST_SECONDS: f64 = 0.02;
+const REST_SECONDS: f64 = 0.004;
+
+/// Test rows by which a review is timed.
+const REVIEWED: usize = 512;
 
 /// Steps before those that are timed.
 const WARM_STEPS: u64 = 5;
@@ -31,6 +34,15 @@ pub(super) struct Speed {
     steps_per_s: f64,
     /// Seconds until a trainer is there.
     build: f64,
+    /// Seconds of a test row in a review.
+    test_row: f64,
+}
+
+/// What one of the copies showed.
+struct Timed {
+    steps_per_s: f64,
+    build: f64,
+    test_row: f64,
 }
 
 /// The row of the epoch that the next update starts at; another epoch begins where one is over.
@@ -42,7 +54,7 @@ fn after(trainer: &Trainer, offset: usize) -> usize {
 /// Trains `workers` copies of a run side by side, for some seconds.
 pub(super) fn speed(
     config: &Config,
-    data: &Split,
+    data: Input<'_>,
     (workers, threads): (usize, usize),
     seconds: f64,
 ) -> Result<Speed> {
@@ -59,9 +71,11 @@ pub(super) fn speed(
             trainer.step(step, offset, config.optimizer.rate)?;
             offset = after(&trainer, offset);
         }
+        // The first review records what others replay.
+        trainer.review_sample(REVIEWED)?;
         Ok((trainer, offset, build))
     };
-    let work = || -> Result<(f64, f64, f64)> {
+    let work = || -> Result<Timed> {
         let prepared = prepare();
         // Also after an error: the others wait for this one.
         ready.wait();
@@ -77,22 +91,37 @@ pub(super) fn speed(
                 over.store(true, Ordering::Relaxed);
             }
         }
-        Ok((steps as f64, began.elapsed().as_secs_f64(), build))
+        let training = began.elapsed().as_secs_f64();
+        let began = Instant::now();
+        trainer.review_sample(REVIEWED)?;
+        let rows = REVIEWED.min(data.split.test.rows()) as f64;
+        let test_row = began.elapsed().as_secs_f64() / rows;
+        Ok(Timed { steps_per_s: steps as f64 / training, build, test_row })
     };
-    let found: Vec<Result<(f64, f64, f64)>> = std::thread::scope(|scope| {
+    let found: Vec<Result<Timed>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     });
-    let mut speed = Speed { steps_per_s: 0.0, build: 0.0 };
+    let mut speed = Speed { steps_per_s: 0.0, build: 0.0, test_row: 0.0 };
     for one in found {
-        let (steps, seconds, build) = one?;
-        speed.steps_per_s += steps / seconds;
-        speed.build = speed.build.max(build);
+        let one = one?;
+        speed.steps_per_s += one.steps_per_s;
+        speed.build = speed.build.max(one.build);
+        speed.test_row = speed.test_row.max(one.test_row);
     }
     Ok(speed)
+}
+
+/// Rows of a run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    /// Training rows.
+    pub train: usize,
+    /// Test rows by which a run is judged, and those of the last rung.
+    pub judged: [usize; 2],
 }
 
 /// Workers and threads to try on so many processors: all for one run, and ever fewer for ever more.
@@ -131,6 +160,22 @@ pub(super) fn shortened(config: &Config, share: f64, rows: usize) -> Config {
     config
 }
 
+/// The run without what only a person would look at: it does not measure its clocks, and is reviewed at its end only, unless
+/// it may end by what it finds.
+pub(super) fn lean(config: Config, rows: usize) -> Config {
+    let mut config = config;
+    let train = &config.train;
+    if !train.stop_on_advice {
+        config.clocks.telemetry = false;
+    }
+    let ends_by_reviews =
+        train.stop_on_advice || train.plateau.is_some() || train.target_acc.is_some();
+    if let Some(total) = train.total_steps(rows).filter(|_| !ends_by_reviews) {
+        config.train.review_steps = Some(total);
+    }
+    config
+}
+
 /// What runs cost, by what they are: those of one model and batch cost the same.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
@@ -161,28 +206,28 @@ impl Costs {
     }
 
     /// Mean cost of runs, each with its training rows, side by side with as many as were timed.
-    pub fn mean<'a>(
-        &self,
-        runs: impl Iterator<Item = (&'a Config, usize)>,
-        workers: usize,
-    ) -> Cost {
-        let rest = |speed: &Speed| (workers as f64 / speed.steps_per_s, speed.build);
-        let all = self.timed.values().map(rest);
-        let (sum, build) = all.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    pub fn mean<'a>(&self, runs: impl Iterator<Item = (&'a Config, Rows)>, workers: usize) -> Cost {
+        let of = |speed: &Speed| [workers as f64 / speed.steps_per_s, speed.build, speed.test_row];
         let timed = self.timed.len().max(1) as f64;
-        let (mut full, mut fixed, mut count) = (0.0, 0.0, 0.0);
+        let mut usual = [0.0; 3];
+        for speed in self.timed.values() {
+            usual.iter_mut().zip(of(speed)).for_each(|(sum, one)| *sum += one / timed);
+        }
+        let (mut full, mut fixed, mut ending, mut count) = (0.0, 0.0, 0.0, 0.0);
         for (config, rows) in runs {
-            let known = self.timed.get(&Self::kind(config)).map(rest);
-            let (step, build) = known.unwrap_or((sum / timed, build / timed));
-            let by_steps = config.train.total_steps(rows).map(|steps| steps as f64 * step);
+            let known = self.timed.get(&Self::kind(config)).map(of);
+            let [step, build, test_row] = known.unwrap_or(usual);
+            let by_steps = config.train.total_steps(rows.train).map(|steps| steps as f64 * step);
             let by_time = config.train.seconds;
             // Reviews come on top of the steps.
             let reviews = 1.0 + config.train.review_share.min(MOST_REVIEWED);
             full += reviews * by_steps.into_iter().chain(by_time).fold(f64::INFINITY, f64::min);
-            fixed += build + REST_SECONDS;
+            let [judged, last] = rows.judged.map(|rows| rows as f64 * test_row);
+            fixed += build + REST_SECONDS + judged;
+            ending += last - judged;
             count += 1.0;
         }
-        Cost { fixed: fixed / count, full: full / count }
+        Cost { fixed: fixed / count, full: full / count, ending: ending / count }
     }
 }
 
@@ -225,6 +270,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lean_run_looks_only_at_what_may_end_it() {
+        let config = recipe("digits").unwrap();
+        let lean = |config: &Config| super::lean(config.clone(), 1437);
+        let (telemetry, reviews) =
+            (lean(&config).clocks.telemetry, lean(&config).train.review_steps);
+        assert_eq!((telemetry, reviews), (false, Some(920)));
+        let mut target = config.clone();
+        target.train.target_acc = Some(0.9);
+        let mut wanted = target.clone();
+        wanted.clocks.telemetry = false;
+        assert_eq!(lean(&target), wanted);
+        let mut advised = config;
+        advised.train.stop_on_advice = true;
+        assert_eq!(lean(&advised), advised);
+    }
+
+    #[test]
     fn costs_follow_steps_and_kinds() {
         let config = recipe("digits").unwrap();
         let mut other = config.clone();
@@ -232,14 +294,16 @@ mod tests {
         let mut rate = config.clone();
         rate.optimizer.rate = 1.0;
         let mut costs = Costs::default();
-        costs.set(&config, Speed { steps_per_s: 920.0, build: 0.5 });
+        costs.set(&config, Speed { steps_per_s: 920.0, build: 0.5, test_row: 1e-3 });
         assert!(costs.wants(&other) && !costs.wants(&rate));
-        let cost = costs.mean([(&rate, 1437)].into_iter(), 2);
+        let rows = Rows { train: 1437, judged: [100, 360] };
+        let cost = costs.mean([(&rate, rows)].into_iter(), 2);
         let reviews = 1.0 + config.train.review_share.min(MOST_REVIEWED);
         assert!((cost.full - 2.0 * reviews).abs() < 1e-9, "two side by side: {}", cost.full);
-        assert!((cost.fixed - 0.5 - REST_SECONDS).abs() < 1e-12);
+        assert!((cost.fixed - 0.6 - REST_SECONDS).abs() < 1e-12);
+        assert!((cost.ending - 0.26).abs() < 1e-12);
         // One of another kind counts as the mean of those that are known, and has 480 steps.
-        let cost = costs.mean([(&config, 1437), (&other, 1437)].into_iter(), 1);
+        let cost = costs.mean([(&config, rows), (&other, rows)].into_iter(), 1);
         assert!((cost.full - reviews * (920.0 + 480.0) / 920.0 / 2.0).abs() < 1e-9);
     }
 }
