@@ -1,15 +1,17 @@
 //! What an optimizer does between steps: averages of the weights, decay along the polar factor; and that a
 //! run with all of it goes on exactly where it was interrupted.
 
+mod common;
+
+use common::runs::{Scratch, StopAfter, bits};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use twoclocks::Device;
 use twoclocks::data::{Split, synthetic};
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
 use twoclocks::optim::{AverageConfig, OptimizerConfig, Rates};
-use twoclocks::runs::Checkpoint;
 use twoclocks::tape::Region;
-use twoclocks::train::{self, Config, Observer, Progress, TrainOptions, Trainer};
+use twoclocks::train::{self, Config, TrainOptions, Trainer};
 
 const BATCH: usize = 16;
 const ROWS: usize = 400;
@@ -206,39 +208,6 @@ review_share = 10.0
     Config::parse(&text, "test").expect("a configuration")
 }
 
-/// A folder for one test, removed at its end.
-struct Scratch(std::path::PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let folder = std::env::temp_dir().join(format!("twoclocks-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder for the test");
-        Scratch(folder)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Sets `stop` after so many steps of this process.
-struct StopAfter<'a>(u64, &'a AtomicBool);
-
-impl Observer for StopAfter<'_> {
-    fn step(&mut self, _progress: &Progress) {
-        self.0 -= 1;
-        self.1.store(self.0 == 0, Ordering::Relaxed);
-    }
-}
-
-fn bits(run: &Path) -> Vec<(String, Vec<u32>)> {
-    let checkpoint = Checkpoint::load(&run.join("model.safetensors")).expect("a checkpoint");
-    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
-    checkpoint.tensors.into_iter().map(|(name, _, values)| (name, bits(values))).collect()
-}
-
 #[test]
 fn a_run_with_all_of_it_goes_on_with_the_same_bits() {
     for average in ["{ kind = 'ema', decay = 0.9 }", "{ kind = 'lookahead', every = 4 }"] {
@@ -246,11 +215,12 @@ fn a_run_with_all_of_it_goes_on_with_the_same_bits() {
         let never = AtomicBool::new(false);
         let config = config(average);
         assert_eq!(Config::parse(&config.to_toml(), "again").expect("it reads back"), config);
-        let whole = train::run(&config, &scratch.0.join("whole"), &mut train::Silent, &never);
+        let whole = train::run(&config, &scratch.path().join("whole"), &mut train::Silent, &never);
         let whole = whole.expect("a run").done;
         assert!(whole.test_acc > 0.5, "it learns: {}", whole.test_acc);
         let stop = AtomicBool::new(false);
-        let parts = train::run(&config, &scratch.0.join("parts"), &mut StopAfter(3, &stop), &stop);
+        let parts =
+            train::run(&config, &scratch.path().join("parts"), &mut StopAfter(3, &stop), &stop);
         let run = std::path::PathBuf::from(parts.expect("a run").done.run);
         for steps in [4, 7, 9] {
             stop.store(false, Ordering::Relaxed);

@@ -8,7 +8,8 @@
 
 mod common;
 
-use common::command::{Scratch, json_lines, text, twoclocks};
+use common::command::{json_lines, text, twoclocks};
+use common::runs::Scratch;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::command::{Scratch, json_lines, text, twoclocks};
+use common::command::{json_lines, text, twoclocks};
+use common::runs::{Scratch, bits};
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -46,14 +47,6 @@ fn write(folder: &Path, name: &str, contents: impl AsRef<[u8]>) -> std::path::Pa
     let path = folder.join(name);
     std::fs::write(&path, contents).expect("written");
     path
-}
-
-/// Everything of a checkpoint that must not depend on interruptions: the tensors.
-fn tensors(run: &Path) -> Vec<(String, Vec<u32>)> {
-    let checkpoint = twoclocks::runs::Checkpoint::load(&run.join("model.safetensors"))
-        .unwrap_or_else(|e| panic!("{e}"));
-    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
-    checkpoint.tensors.into_iter().map(|(name, _, values)| (name, bits(values))).collect()
 }
 
 #[test]
@@ -160,7 +153,7 @@ fn a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits() {
     let output = train(&config, &whole);
     assert!(output.status.success(), "{}", text(&output));
     let whole_run = std::fs::read_dir(&whole).expect("runs").next().expect("run").expect("entry");
-    let want = tensors(&whole_run.path());
+    let want = bits(&whole_run.path());
     let want_metrics = metrics(&whole_run.path());
     let lines = want_metrics.len() as u64;
 
@@ -203,7 +196,7 @@ fn a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits() {
             .output()
             .expect("the command starts");
         assert!(resumed.status.success(), "try {number}: {}", text(&resumed));
-        assert!(tensors(&run) == want, "try {number}: the weights differ");
+        assert!(bits(&run) == want, "try {number}: the weights differ");
         assert_eq!(metrics(&run), want_metrics, "try {number}: the journal differs");
     }
     assert!(killed_midway >= TRIES as u32 - 2, "only {killed_midway} were killed while they ran");
@@ -301,6 +294,9 @@ fn bad_arguments_are_refused_before_anything_is_written() {
     run(&["digits", "--time", "soon"], &["--time", "soon"]);
     run(&["digits", "--target-acc", "1.5"], &["target_acc", "1.5"]);
     run(&["digits", "--lr", "nan"], &["rate"]);
+    // Its own configuration could not say it, and no other run be compared with it.
+    run(&["digits", "--seed", "9223372036854775808"], &["seed", "9223372036854775808"]);
+    run(&["digits", "--epochs", "18446744073709551615"], &["train.epochs", "largest"]);
     run(&["nosuch"], &["nosuch", "digits"]);
     run(&["nosuch.toml"], &["nosuch.toml"]);
     run(&["digits", "--device", "cuda:0"], &["cuda:0"]);
@@ -311,6 +307,15 @@ fn bad_arguments_are_refused_before_anything_is_written() {
     assert!(!scratch.path().join("runs").exists(), "a refused run left a folder");
     refused("eval", &["eval", "/nonexistent/run"], &["/nonexistent/run"]);
     refused("flag", &["train", "--nosuch"], &["--nosuch"]);
+    for (arguments, parts) in [
+        (&["deep-linear", "--decades", "4000000000"][..], ["--decades", "1 to 30"]),
+        (&["deep-linear", "--steps", "0"], ["--steps", "at least one"]),
+        (&["deep-linear", "--threads", "2"], ["--threads", "no effect"]),
+        (&["relu-regions", "--width", "0"], ["--width", "at least one"]),
+        (&["relu-regions", "--longer", "inf"], ["--longer", "inf"]),
+    ] {
+        refused("experiment", &[&["clocks"], arguments, &["--out", out]].concat(), &parts);
+    }
     refused("sizes", &["bench", "gemm", "1x2"], &["1x2", "MxNxK"]);
     refused("layout", &["bench", "gemm", "1x2x3:tt"], &["tt", "nn, nt or tn"]);
     refused("device", &["bench", "gemm", "--device", "auto"], &["auto", "cuda:N"]);

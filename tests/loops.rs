@@ -1,44 +1,39 @@
 //! Short loops: budgets of time, branches, batches that grow, reviews of a sample, ends that are found.
 
+mod common;
+
+use common::runs::{Scratch, StopAfter, bits, record, steps};
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 use twoclocks::data::{Dataset, Split};
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
-use twoclocks::runs::{Checkpoint, Epoch, Record, RunFolder};
+use twoclocks::runs::{Checkpoint, Clocks, Epoch};
 use twoclocks::train::{
-    self, Config, Observer, Outcome, Progress, Reason, Silent, TrainOptions, Trainer,
+    self, Config, Observer, Outcome, Reason, Silent, Started, TrainOptions, Trainer,
 };
 use twoclocks::{Device, Error};
 
 /// Held by every test as long as it trains: by one alone where it is timed.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// A folder for one test, removed at its end, and the guard of the machine.
-struct Scratch(PathBuf, #[expect(dead_code, reason = "it is held")] Box<dyn Any>);
+/// A folder for one test, and the guard of the machine.
+struct Place(Scratch, #[expect(dead_code, reason = "it is held")] Box<dyn Any>);
 
-impl Scratch {
-    fn new(name: &str) -> Scratch {
+impl Place {
+    fn new(name: &str) -> Place {
         let guard = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-        Scratch::with(name, Box::new(guard))
+        Place(Scratch::new(name), Box::new(guard))
     }
 
-    fn alone(name: &str) -> Scratch {
+    fn alone(name: &str) -> Place {
         let guard = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-        Scratch::with(name, Box::new(guard))
+        Place(Scratch::new(name), Box::new(guard))
     }
 
-    fn with(name: &str, machine: Box<dyn Any>) -> Scratch {
-        let folder = std::env::temp_dir().join(format!("twoclocks-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder for the test");
-        Scratch(folder, machine)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
@@ -76,32 +71,6 @@ fn run(config: &Config, root: &Path) -> Outcome {
     train::run(config, root, &mut Silent, &never).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn record(run: &Path) -> Record {
-    Record::load(&RunFolder::open(run).expect("a run")).expect("a readable run")
-}
-
-fn bits(run: &Path) -> Vec<(String, Vec<u32>)> {
-    let checkpoint = Checkpoint::load(&run.join("model.safetensors")).expect("a checkpoint");
-    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
-    checkpoint.tensors.into_iter().map(|(name, _, values)| (name, bits(values))).collect()
-}
-
-/// Losses and rates of the steps.
-fn steps(run: &Path) -> Vec<(u64, u64, u64)> {
-    let steps = record(run).steps;
-    steps.iter().map(|row| (row.step, row.loss.to_bits(), row.lr.to_bits())).collect()
-}
-
-/// Sets `stop` after so many steps of this process.
-struct StopAfter<'a>(u64, &'a AtomicBool);
-
-impl Observer for StopAfter<'_> {
-    fn step(&mut self, _progress: &Progress) {
-        self.0 -= 1;
-        self.1.store(self.0 == 0, Ordering::Relaxed);
-    }
-}
-
 /// The run interrupted after each of these numbers of steps, and then to its end.
 fn in_parts(config: &Config, root: &Path, parts: &[u64]) -> Outcome {
     let stop = AtomicBool::new(false);
@@ -119,12 +88,12 @@ fn in_parts(config: &Config, root: &Path, parts: &[u64]) -> Outcome {
 /// it has three tries.
 #[test]
 fn a_run_of_two_seconds_takes_two_seconds() {
-    let scratch = Scratch::alone("seconds");
+    let scratch = Place::alone("seconds");
     let config = config("kind = \"one_cycle\"", "seconds = 2.0");
     let mut found = Vec::new();
     for _ in 0..3 {
         let began = std::time::Instant::now();
-        let done = run(&config, &scratch.0).done;
+        let done = run(&config, scratch.path()).done;
         let took = began.elapsed().as_secs_f64();
         assert_eq!(done.reason, "time");
         let last = record(Path::new(&done.run)).epochs.pop().expect("a review at the end");
@@ -140,10 +109,23 @@ fn a_run_of_two_seconds_takes_two_seconds() {
 
 #[test]
 fn an_interrupted_run_of_some_time_goes_on_with_the_rest_of_it() {
-    let scratch = Scratch::alone("rest");
-    let outcome = in_parts(&config("kind = \"one_cycle\"", "seconds = 1.0"), &scratch.0, &[200, 1]);
+    let scratch = Place::alone("rest");
+    let stop = AtomicBool::new(false);
+    let config = config("kind = \"one_cycle\"", "seconds = 1.0");
+    let first = train::run(&config, scratch.path(), &mut StopAfter(200, &stop), &stop);
+    let run = PathBuf::from(first.expect("a run").done.run);
+    // It took longer than these steps: by 0.6 s.
+    let file = run.join("model.safetensors");
+    let mut checkpoint = Checkpoint::load(&file).expect("a checkpoint");
+    let seconds = &mut checkpoint.state["seconds_total"];
+    let before = f64::from_bits(seconds.as_u64().expect("bits"));
+    *seconds = (before + 0.6).to_bits().into();
+    checkpoint.save(&file).expect("saved");
+    stop.store(false, Ordering::Relaxed);
+    train::resume(&run, &mut StopAfter(1, &stop), &stop).expect("resumed");
+    let outcome = train::resume(&run, &mut Silent, &AtomicBool::new(false)).expect("resumed");
     assert_eq!(outcome.reason, Reason::Time);
-    // Twice opened, loaded and reported: all of it counts.
+    // Twice opened, loaded and reported: all of it counts. If what came before did not, it would be 1.6 s.
     assert!((0.9..1.5).contains(&outcome.done.seconds_total), "{:?}", outcome.done);
     let record = record(Path::new(&outcome.done.run));
     let rates: Vec<f64> = record.steps.iter().map(|row| row.lr).collect();
@@ -160,12 +142,12 @@ fn an_interrupted_run_of_some_time_goes_on_with_the_rest_of_it() {
 
 #[test]
 fn batches_that_grow_are_the_same_across_interruptions() {
-    let scratch = Scratch::new("batches");
+    let scratch = Place::new("batches");
     let batches = "batch_schedule = [{ at = 0.0, batch = 48 }, { at = 0.3, batch = 100 }, { at = 0.7, batch = 300 }]\n\
                    scale_rate = \"sqrt\"";
     let config =
         config("kind = \"linear\"\nfrom = 1.0\nto = 0.5", &format!("epochs = 3\n{batches}"));
-    let whole = run(&config, &scratch.0.join("whole")).done;
+    let whole = run(&config, &scratch.path().join("whole")).done;
     let rows = 1437;
     // Of 4311 rows the first 1294 and a bit by 48, on to 3018 by 100, the rest by 300; short ones end the epochs.
     let first = 27;
@@ -178,9 +160,26 @@ fn batches_that_grow_are_the_same_across_interruptions() {
     assert_eq!(rates[0], 3e-3);
     let last = 3e-3 * 0.5 * (300.0f64 / 48.0).sqrt();
     assert!((rates[rates.len() - 1] / last - 1.0).abs() < 1e-12, "{rates:?}");
-    let parts = in_parts(&config, &scratch.0.join("parts"), &[5, 21, 1, 1, 8, 12]).done;
+    // What was planned for the slow clock is what came of it, though 4 of 5 updates have the first batch.
+    let mut plan = Plan::default();
+    let never = AtomicBool::new(false);
+    let again = train::run(&config, &scratch.path().join("again"), &mut plan, &never);
+    let clocks = Clocks::of(&again.expect("a run").done).expect("clocks");
+    let (planned, came) = (plan.0.expect("a plan"), clocks.contraction.expect("C"));
+    assert!((planned / came - 1.0).abs() < 0.02, "planned {planned}, came to {came}");
+    let parts = in_parts(&config, &scratch.path().join("parts"), &[5, 21, 1, 1, 8, 12]).done;
     assert_eq!(bits(Path::new(&parts.run)), bits(Path::new(&whole.run)));
     assert_eq!(steps(Path::new(&parts.run)), of_whole);
+}
+
+/// The contraction that a run is planned to end with.
+#[derive(Default)]
+struct Plan(Option<f64>);
+
+impl Observer for Plan {
+    fn started(&mut self, started: &Started) {
+        self.0 = started.planned_contraction;
+    }
 }
 
 /// Every byte of a folder.
@@ -194,13 +193,13 @@ fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 #[test]
 fn a_branch_is_the_run_that_was_planned_so() {
-    let scratch = Scratch::new("branch");
+    let scratch = Place::new("branch");
     let never = AtomicBool::new(false);
     for (name, schedule, bound) in [
         ("constant", "kind = \"constant\"", "steps = 50"),
         ("stable", "kind = \"warmup_stable_decay\"\ndecay = 0.5\nfloor = 0.1", "steps = 200"),
     ] {
-        let root = scratch.0.join(name);
+        let root = scratch.path().join(name);
         // The first is at its end, the second one is not.
         let stop = AtomicBool::new(false);
         let trunk = train::run(&config(schedule, bound), &root, &mut StopAfter(50, &stop), &stop);
@@ -236,12 +235,12 @@ fn a_branch_is_the_run_that_was_planned_so() {
 
 #[test]
 fn what_cannot_branch_says_why() {
-    let scratch = Scratch::new("stump");
+    let scratch = Place::new("stump");
     let trunk = |schedule: &str, bound: &str, stop_after: u64| {
         let stop = AtomicBool::new(stop_after == 0);
         let run = train::run(
             &config(schedule, bound),
-            &scratch.0,
+            scratch.path(),
             &mut StopAfter(stop_after, &stop),
             &stop,
         );
@@ -250,23 +249,37 @@ fn what_cannot_branch_says_why() {
     let (constant, decaying) =
         ("kind = \"constant\"", "kind = \"warmup_stable_decay\"\nwarmup = 0.2\ndecay = 0.3");
     let refused = |run: &Path, share: f64, words: &str| {
-        let runs = std::fs::read_dir(&scratch.0).expect("runs").count();
+        let runs = std::fs::read_dir(scratch.path()).expect("runs").count();
         let never = AtomicBool::new(false);
-        let error = train::cool(run, share, &scratch.0, &mut Silent, &never).expect_err(words);
+        let error = train::cool(run, share, scratch.path(), &mut Silent, &never).expect_err(words);
         assert!(error.to_string().contains(words), "{error}");
-        assert_eq!(std::fs::read_dir(&scratch.0).expect("runs").count(), runs, "a folder was made");
+        assert_eq!(
+            std::fs::read_dir(scratch.path()).expect("runs").count(),
+            runs,
+            "a folder was made"
+        );
     };
-    let run = trunk(constant, "steps = 20", 9);
+    let run_of_nine = trunk(constant, "steps = 20", 9);
     for share in [0.0, -0.1, 1.01, f64::NAN] {
-        refused(&run, share, "not above 0 and at most 100 %");
+        refused(&run_of_nine, share, "not above 0 and at most 100 %");
     }
     refused(&trunk("kind = \"one_cycle\"", "steps = 20", 9), 0.2, "is not at its stable value");
     refused(&trunk(decaying, "steps = 20", 3), 0.2, "is not at its stable value after 3 steps");
     refused(&trunk(decaying, "steps = 20", 16), 0.2, "is not at its stable value after 16 steps");
     refused(&trunk(constant, "steps = 20", 0), 0.2, "has no step done");
-    std::fs::remove_file(run.join("model.safetensors")).expect("removed");
-    refused(&run, 0.2, "has no checkpoint yet");
-    refused(&scratch.0, 0.2, "not the folder of a run");
+    // The decay of the steps that are done would not be that of the branch's schedule.
+    let mut of_whole = config(constant, "steps = 20");
+    let decay = "decay_schedule = { kind = 'linear', from = 0.0, to = 1.0 }";
+    of_whole.optimizer = toml::from_str(decay).expect("valid");
+    let whole = PathBuf::from(run(&of_whole, scratch.path()).done.run);
+    refused(&whole, 0.2, "optimizer.decay_schedule");
+    of_whole.optimizer = toml::from_str(&decay.replace(" }", ", steps = 9 }")).expect("valid");
+    let by_steps = PathBuf::from(run(&of_whole, scratch.path()).done.run);
+    train::cool(&by_steps, 0.2, scratch.path(), &mut Silent, &AtomicBool::new(false))
+        .expect("a branch");
+    std::fs::remove_file(run_of_nine.join("model.safetensors")).expect("removed");
+    refused(&run_of_nine, 0.2, "has no checkpoint yet");
+    refused(scratch.path(), 0.2, "not the folder of a run");
 }
 
 fn linear(classes: usize) -> LayerConfig {
@@ -345,11 +358,11 @@ fn of_tables(scratch: &Path, limits: &str) -> Config {
 
 #[test]
 fn reviews_keep_their_share_by_samples_and_the_last_one_is_of_all() {
-    let scratch = Scratch::new("samples");
-    let config = of_tables(&scratch.0, "epochs = 400\nreview_share = 1.0");
+    let scratch = Place::new("samples");
+    let config = of_tables(scratch.path(), "epochs = 400\nreview_share = 1.0");
     let mut reviews = Reviews::default();
     let never = AtomicBool::new(false);
-    let outcome = train::run(&config, &scratch.0, &mut reviews, &never).expect("a run");
+    let outcome = train::run(&config, scratch.path(), &mut reviews, &never).expect("a run");
     assert_eq!(outcome.reason, Reason::Epochs);
     let sampled = |epoch: &&Epoch| epoch.extra.get("test_rows") == Some(&2048.into());
     let (last, before) = reviews.0.split_last().expect("reviews");
@@ -364,11 +377,11 @@ fn reviews_keep_their_share_by_samples_and_the_last_one_is_of_all() {
 
 #[test]
 fn a_target_that_a_sample_has_is_confirmed_by_all() {
-    let scratch = Scratch::new("confirmed");
-    let config = of_tables(&scratch.0, "epochs = 4000\nreview_share = 1.0\ntarget_acc = 0.88");
+    let scratch = Place::new("confirmed");
+    let config = of_tables(scratch.path(), "epochs = 4000\nreview_share = 1.0\ntarget_acc = 0.88");
     let mut reviews = Reviews::default();
     let never = AtomicBool::new(false);
-    let outcome = train::run(&config, &scratch.0, &mut reviews, &never).expect("a run");
+    let outcome = train::run(&config, scratch.path(), &mut reviews, &never).expect("a run");
     assert_eq!(outcome.reason, Reason::Target);
     let last = reviews.0.last().expect("a review");
     assert!(!last.extra.contains_key("test_rows") && last.test_acc >= 0.88, "{last:?}");
@@ -376,31 +389,53 @@ fn a_target_that_a_sample_has_is_confirmed_by_all() {
     assert_eq!(reviews.0.iter().filter(missed).count(), 1);
 }
 
+/// What ends a run may be seen on a sample; the end is of all test rows all the same.
+#[test]
+fn an_end_that_a_sample_finds_is_reviewed_on_all_rows() {
+    let scratch = Place::new("sampled-end");
+    let bound = "epochs = 4000\nreview_share = 1.0\nplateau = { reviews = 5, min_gain = 0.0 }";
+    let mut config = of_tables(scratch.path(), bound);
+    config.optimizer.rate = 1e-12;
+    let mut reviews = Reviews::default();
+    let never = AtomicBool::new(false);
+    let outcome = train::run(&config, scratch.path(), &mut reviews, &never).expect("a run");
+    assert_eq!(outcome.reason, Reason::Plateau);
+    let [.., before, last] = &reviews.0[..] else { panic!("{:?}", reviews.0) };
+    assert!(!last.extra.contains_key("test_rows"), "{last:?}");
+    assert_eq!((outcome.done.test_acc, outcome.done.step), (last.test_acc, last.step));
+    assert!(last.extra.contains_key("advice") && last.train_loss.is_finite(), "{last:?}");
+    if before.step == last.step {
+        assert_eq!(before.extra.get("test_rows"), Some(&2048.into()), "{before:?}");
+    }
+    let clocks = Clocks::of(&outcome.done).expect("clocks");
+    assert!(clocks.accuracy.is_some() && clocks.contraction.is_some(), "{clocks:?}");
+}
+
 #[test]
 fn a_run_without_gain_ends_by_itself() {
-    let scratch = Scratch::new("plateau");
+    let scratch = Place::new("plateau");
     let bound = "epochs = 40\nreview_share = 1e9\nplateau = { reviews = 3, min_gain = 0.001 }";
     let mut config = config("kind = \"constant\"", bound);
     config.optimizer.rate = 1e-9;
-    let done = run(&config, &scratch.0).done;
+    let done = run(&config, scratch.path()).done;
     assert_eq!((done.reason.as_str(), done.epochs), ("plateau", 4));
     // It goes on as long as it gains: so a run that learns is longer.
     config.optimizer.rate = 3e-3;
-    assert!(run(&config, &scratch.0).done.epochs > 4);
+    assert!(run(&config, scratch.path()).done.epochs > 4);
     let resumed = train::resume(Path::new(&done.run), &mut Silent, &AtomicBool::new(false));
     let resumed = resumed.expect("resumed");
     assert_eq!((resumed.reason, resumed.done.epochs), (Reason::Plateau, 4));
     // Interrupted between reviews it counts on.
     config.optimizer.rate = 1e-9;
-    let parts = in_parts(&config, &scratch.0, &[31, 30, 30]);
+    let parts = in_parts(&config, scratch.path(), &[31, 30, 30]);
     assert_eq!((parts.reason, parts.done.epochs), (Reason::Plateau, 4));
 }
 
 #[test]
 fn reviews_may_come_within_epochs() {
-    let scratch = Scratch::new("within");
+    let scratch = Place::new("within");
     let config = config("kind = \"constant\"", "steps = 70\nreview_share = 1e9\nreview_steps = 20");
-    let outcome = run(&config, &scratch.0);
+    let outcome = run(&config, scratch.path());
     let epochs = record(Path::new(&outcome.done.run)).epochs;
     let found: Vec<u64> = epochs.iter().map(|epoch| epoch.step).collect();
     assert_eq!(found, [20, 40, 60, 70]);
@@ -446,13 +481,13 @@ fn an_error_of_a_branch_names_the_checkpoint() {
 #[cfg(feature = "cli")]
 #[test]
 fn the_command_branches_and_tests_rates() {
-    let scratch = Scratch::new("loop-command");
-    let file = scratch.0.join("loop.toml");
+    let scratch = Place::new("loop-command");
+    let file = scratch.path().join("loop.toml");
     let config = config("kind = \"constant\"", "steps = 20");
     std::fs::write(&file, config.to_toml()).expect("written");
     let (file, plot) =
-        (file.display().to_string(), scratch.0.join("lr.html").display().to_string());
-    let out = scratch.0.join("runs").display().to_string();
+        (file.display().to_string(), scratch.path().join("lr.html").display().to_string());
+    let out = scratch.path().join("runs").display().to_string();
     let command = |arguments: &[&str], status: i32| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_twoclocks"));
         let output = command.args(arguments).arg("--json").output().expect("it starts");
@@ -483,5 +518,9 @@ fn the_command_branches_and_tests_rates() {
     assert!(found["epochs"].as_f64().is_some_and(|epochs| epochs <= 1.0), "{found}");
     let maximum = found["maximum"].as_f64().expect("a rate");
     assert!(said.contains(&format!("--lr {maximum:.2e}")), "{said}");
+    // An epoch of the digits is too short for more.
+    assert!(found["steps"].as_u64().is_some_and(|steps| steps < 50), "{found}");
+    assert_eq!(found["rough"], true);
+    assert!(said.contains("order of magnitude"), "{said}");
     assert!(std::fs::read_to_string(&plot).is_ok_and(|page| page.contains("<svg")));
 }

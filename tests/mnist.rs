@@ -5,7 +5,8 @@
 
 mod common;
 
-use common::command::{self, Scratch};
+use common::command;
+use common::runs::Scratch;
 use std::path::PathBuf;
 
 fn mnist() -> Option<PathBuf> {

@@ -1,10 +1,13 @@
 //! Runs at their edges: sets of one row, batches larger than the set, ends that are resumed.
 
+mod common;
+
+use common::runs::{Scratch, StopAfter, bits, record, steps};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use twoclocks::data::{Dataset, Split};
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
-use twoclocks::runs::{Checkpoint, Record, RunFolder};
+use twoclocks::runs::{Checkpoint, Clocks, Record};
 use twoclocks::train::{self, Config, Observer, Progress, Reason, TrainOptions, Trainer};
 use twoclocks::{Device, Error};
 
@@ -61,23 +64,6 @@ fn sets_of_different_classes_or_features_are_refused() {
     assert!(matches!(trainer(&split, 2, 1), Err(Error::Config { .. })));
 }
 
-/// A folder for one test, removed at its end.
-struct Scratch(std::path::PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let folder = std::env::temp_dir().join(format!("twoclocks-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder for the test");
-        Scratch(folder)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn config(bound: &str) -> Config {
     let text = format!(
         r#"
@@ -105,45 +91,25 @@ review_share = 10.0
     Config::parse(&text, "test").expect("a configuration")
 }
 
-/// Sets `stop` after so many steps of this process.
-struct StopAfter<'a>(u64, &'a AtomicBool);
-
-impl Observer for StopAfter<'_> {
-    fn step(&mut self, _progress: &Progress) {
-        self.0 -= 1;
-        self.1.store(self.0 == 0, Ordering::Relaxed);
-    }
-}
-
-fn bits(run: &Path) -> Vec<(String, Vec<u32>)> {
-    let checkpoint = Checkpoint::load(&run.join("model.safetensors")).expect("a checkpoint");
-    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
-    checkpoint.tensors.into_iter().map(|(name, _, values)| (name, bits(values))).collect()
-}
-
-fn record(run: &Path) -> Record {
-    Record::load(&RunFolder::open(run).expect("a run")).expect("a readable run")
-}
-
 #[test]
 fn a_run_interrupted_again_and_again_ends_with_the_same_bits() {
     let scratch = Scratch::new("again");
     let never = AtomicBool::new(false);
     let config = config("epochs = 3");
-    let whole = train::run(&config, &scratch.0.join("whole"), &mut train::Silent, &never);
+    let whole = train::run(&config, &scratch.path().join("whole"), &mut train::Silent, &never);
     let whole = whole.expect("a run").done;
     // Before the first step; then at steps in the middle, and at the ends, of epochs.
     let stop = AtomicBool::new(true);
-    let parts = train::run(&config, &scratch.0.join("parts"), &mut train::Silent, &stop);
+    let parts = train::run(&config, &scratch.path().join("parts"), &mut train::Silent, &stop);
     let parts = parts.expect("a run");
     assert_eq!((parts.reason, parts.done.step), (Reason::Interrupted, 0));
     let run = Path::new(&parts.done.run).to_owned();
     let mut left = whole.step;
-    for steps in [1, whole.step / 3 - 1, 1, 5] {
+    for part in [1, whole.step / 3 - 1, 1, 5] {
         stop.store(false, Ordering::Relaxed);
-        let outcome = train::resume(&run, &mut StopAfter(steps, &stop), &stop).expect("resumed");
+        let outcome = train::resume(&run, &mut StopAfter(part, &stop), &stop).expect("resumed");
         assert_eq!(outcome.reason, Reason::Interrupted);
-        left -= steps;
+        left -= part;
         // A journal whose last line was not written to its end.
         let journal = run.join("metrics.jsonl");
         let text = std::fs::read(&journal).expect("a journal");
@@ -152,9 +118,6 @@ fn a_run_interrupted_again_and_again_ends_with_the_same_bits() {
     let outcome = train::resume(&run, &mut StopAfter(left + 1, &never), &never).expect("resumed");
     assert_eq!((outcome.reason, outcome.done.step), (Reason::Epochs, whole.step));
     assert_eq!(bits(&run), bits(Path::new(&whole.run)));
-    let steps = |run: &Path| -> Vec<(u64, u64)> {
-        record(run).steps.iter().map(|row| (row.step, row.loss.to_bits())).collect()
-    };
     assert_eq!(steps(&run), steps(Path::new(&whole.run)));
 }
 
@@ -170,7 +133,7 @@ fn a_finished_run_that_is_resumed_stays_as_it_was() {
         ("target", "epochs = 40\ntarget_acc = 0.3", Reason::Target),
     ] {
         let scratch = Scratch::new(name);
-        let first = train::run(&config(bound), &scratch.0, &mut train::Silent, &never);
+        let first = train::run(&config(bound), scratch.path(), &mut train::Silent, &never);
         let first = first.expect("a run");
         assert_eq!(first.reason, reason);
         let run = Path::new(&first.done.run);
@@ -182,6 +145,10 @@ fn a_finished_run_that_is_resumed_stays_as_it_was() {
             assert_eq!(bits(run), weights);
             let found = record(run);
             assert_eq!((&found.steps, &found.epochs), (&journal.steps, &journal.epochs), "{name}");
+            // What its clocks found is found in its last line, by whoever reads it.
+            let of = |record: &Record| Clocks::of(record.done.as_ref().expect("an end"));
+            assert!(of(&journal).is_some_and(|clocks| !clocks.advice.is_empty()), "{name}");
+            assert_eq!(of(&found), of(&journal), "{name}");
         }
     }
 }
@@ -208,7 +175,8 @@ fn a_run_that_keeps_no_weights_goes_on_like_others_and_leaves_its_journal() {
     // A checkpoint after every step, which is to go.
     let config = config("epochs = 2\ncheckpoint_seconds = 0.0");
     let mut lean = Lean(StopAfter(u64::MAX, &never));
-    let whole = train::run(&config, &scratch.0.join("whole"), &mut lean, &never).expect("a run");
+    let whole =
+        train::run(&config, &scratch.path().join("whole"), &mut lean, &never).expect("a run");
     let whole = Path::new(&whole.done.run).to_owned();
     let weights = |run: &Path| run.join("model.safetensors").exists();
     assert!(!weights(&whole));
@@ -216,7 +184,8 @@ fn a_run_that_keeps_no_weights_goes_on_like_others_and_leaves_its_journal() {
     assert_eq!(last(&whole).extra["test_rows"], 64, "judged by a sample");
 
     let stop = AtomicBool::new(false);
-    let part = train::run(&config, &scratch.0.join("part"), &mut Lean(StopAfter(40, &stop)), &stop);
+    let part =
+        train::run(&config, &scratch.path().join("part"), &mut Lean(StopAfter(40, &stop)), &stop);
     let part = part.expect("a run");
     assert_eq!(part.reason, Reason::Interrupted);
     let run = Path::new(&part.done.run);
@@ -228,7 +197,7 @@ fn a_run_that_keeps_no_weights_goes_on_like_others_and_leaves_its_journal() {
     // Whoever wants the weights after all resumes it: nothing is left to go on with, so it is trained anew.
     let again = train::resume(run, &mut train::Silent, &never).expect("resumed");
     assert_eq!((again.reason, again.done.step), (Reason::Epochs, 60));
-    let usual = train::run(&config, &scratch.0.join("usual"), &mut train::Silent, &never);
+    let usual = train::run(&config, &scratch.path().join("usual"), &mut train::Silent, &never);
     assert_eq!(bits(run), bits(Path::new(&usual.expect("a run").done.run)));
 }
 
@@ -238,7 +207,7 @@ fn a_checkpoint_with_another_row_order_goes_on_between_epochs_only() {
     let scratch = Scratch::new("order");
     for (steps, within) in [(1, true), (30, false)] {
         let stop = AtomicBool::new(false);
-        let root = scratch.0.join(steps.to_string());
+        let root = scratch.path().join(steps.to_string());
         let run = train::run(&config("epochs = 2"), &root, &mut StopAfter(steps, &stop), &stop);
         let run = Path::new(&run.expect("a run").done.run).to_owned();
         let file = run.join("model.safetensors");

@@ -41,7 +41,7 @@ pub struct State {
     pub floor: f64,
     /// Test accuracy at this and at all earlier reviews, oldest first.
     pub accuracy: Vec<f64>,
-    /// Test samples behind each.
+    /// Test samples behind each, or behind that of the fewest.
     pub samples: usize,
     /// Share of numerically saturated training samples; NaN where it was not measured.
     pub saturated: f64,

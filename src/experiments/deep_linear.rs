@@ -367,6 +367,14 @@ pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findin
     if settings.depths.contains(&0) {
         return Err(Error::config("--depths", "a net has at least one layer, not 0"));
     }
+    // Below 1e-30 a loss in f32 is nothing but rounding.
+    if !(1..=30).contains(&settings.decades) {
+        let problem = format!("{} is not a number of decades from 1 to 30", settings.decades);
+        return Err(Error::config("--decades", problem));
+    }
+    if settings.steps == 0 {
+        return Err(Error::config("--steps", "0 steps: there is at least one"));
+    }
     if settings.slow_depths.iter().any(|&depth| depth < 2) {
         return Err(Error::config("slow_depths", "balance is between two layers at least"));
     }

@@ -159,7 +159,14 @@ fn look(
 /// # Errors
 /// A setting cannot be used, the net does not reach the loss, or it diverges.
 pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findings> {
-    let &Settings { width, rate, seed, .. } = settings;
+    let &Settings { width, rate, seed, longer, .. } = settings;
+    if width == 0 {
+        return Err(Error::config("--width", "0 units: a layer has at least one"));
+    }
+    if !(longer.is_finite() && longer >= 0.0) {
+        let problem = format!("{longer} is not 0 or more");
+        return Err(Error::config("--longer", problem));
+    }
     let digits_set = data::digits::load()?;
     let (train, test) = (arrays(&digits_set.train), arrays(&digits_set.test));
     let config = OptimizerConfig {
@@ -219,7 +226,7 @@ pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Findin
     frozen.set_weights(&free.weights()?)?;
 
     progress("on from there, free and frozen");
-    let more = (settings.longer * fitted_at as f64).ceil() as u64;
+    let more = (longer * fitted_at as f64).ceil() as u64;
     let every = (more / 40).max(1);
     let columns = [
         "steps / fit",

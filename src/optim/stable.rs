@@ -32,4 +32,15 @@ impl Schedule {
             _ => None,
         }
     }
+
+    /// Whether a step's rate depends on how long the run is.
+    pub fn has_horizon(&self) -> bool {
+        match *self {
+            Schedule::Linear { steps, .. } => steps.is_none(),
+            Schedule::Cosine { .. }
+            | Schedule::OneCycle { .. }
+            | Schedule::WarmupStableDecay { .. } => true,
+            Schedule::Constant {} | Schedule::Step { .. } | Schedule::Cyclic { .. } => false,
+        }
+    }
 }

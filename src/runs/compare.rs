@@ -65,7 +65,9 @@ impl Comparison {
         }
         let configuration = |run: &Record| match &run.config {
             Some(text) => flatten(text).map_err(|error| {
-                Error::data(run.summary.path.join("config.toml"), "TOML", error.to_string())
+                let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
+                let line = format!("line {}", 1 + before.matches('\n').count());
+                Error::data(run.summary.path.join("config.toml"), line, error.message())
             }),
             None => Ok(Settings::new()),
         };
@@ -317,6 +319,15 @@ mod tests {
         end.extra.insert("clocks".into(), clocks);
         journal.append(end).unwrap();
         Record::load(&folder).unwrap()
+    }
+
+    #[test]
+    fn a_damaged_configuration_is_named_with_its_line() {
+        let scratch = Scratch::new();
+        let a = record(&scratch, "a", "[optimizer]\nrate = 1e-3\n", json!(1.0));
+        let b = record(&scratch, "b", "[optimizer]\n\nrate = = 1\n", json!(1.0));
+        let error = Comparison::new(vec![a, b]).unwrap_err().to_string();
+        assert!(error.contains("config.toml: line 3: ") && error.lines().count() == 1, "{error}");
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serializer;
+
 use crate::error::{Error, Result};
 use crate::runs::atomic;
 use crate::runs::time::Utc;
@@ -219,6 +221,11 @@ impl RunFolder {
     pub fn config(&self) -> Result<String> {
         self.read_text(CONFIG)
     }
+}
+
+/// A path as text, for JSON: what of it is no UTF-8 is replaced.
+pub(crate) fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// What the name of a run folder says: recipe, start, and its number among those of that second.

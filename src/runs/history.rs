@@ -41,6 +41,7 @@ impl State {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// The folder.
+    #[serde(serialize_with = "super::folder::as_text")]
     pub path: PathBuf,
     /// Name of the folder.
     pub name: String,

@@ -26,8 +26,8 @@ use std::time::Instant;
 /// journal begins with the parent's rows up to there.
 ///
 /// # Errors
-/// The share is out of range; the parent is not a run, has no checkpoint or no step done, or its rate is not at its stable
-/// value; and as [`super::run`].
+/// The share is out of range; the parent is not a run, has no checkpoint or no step done, its rate is not at its stable
+/// value, or its decay follows a schedule over the whole run; and as [`super::run`].
 pub fn cool(
     parent: &Path,
     share: f64,
@@ -87,6 +87,14 @@ fn cooled(
     let done = position.step;
     if done == 0 {
         return refuse(format!("{} has no step done to branch from", branch.run));
+    }
+    // The branch is of another length: the decay of the steps that are done would not be that of its schedule.
+    if planned.optimizer.decay_schedule.is_some_and(|schedule| schedule.has_horizon()) {
+        return refuse(format!(
+            "the weight decay of {} follows a schedule over the whole run (optimizer.decay_schedule): only one that goes by \
+             steps can branch",
+            branch.run
+        ));
     }
     let total_steps = planned.train.total_steps(rows).filter(|_| planned.train.seconds.is_none());
     // The place of the last step; by time only that of the next one is known.

@@ -68,6 +68,12 @@ impl Times {
         self.review_rest + self.test_row.unwrap_or(0.0) * rows as f64
     }
 
+    /// Rows of a review of `all` test rows that takes no more than `seconds`: all, a sample, or none.
+    fn affordable(&self, seconds: f64, all: usize) -> Option<usize> {
+        let sample = (all >= 2 * SAMPLE_ROWS).then_some(SAMPLE_ROWS);
+        [Some(all), sample].into_iter().flatten().find(|&rows| self.review(rows) <= seconds)
+    }
+
     /// Seconds of all that comes after the last step: `rows` test rows are reviewed, a checkpoint has so many bytes.
     fn ending(&self, rows: usize, bytes: f64) -> f64 {
         let unmeasured = ENDING_SECONDS + bytes / ENDING_BYTES_PER_S;
@@ -272,11 +278,7 @@ impl Runner<'_> {
         self.measure_review()?;
         let share = self.config.train.review_share;
         let time = share * self.position.seconds_training() - self.position.seconds_review();
-        let sample = (self.test_rows >= 2 * SAMPLE_ROWS).then_some(SAMPLE_ROWS);
-        Ok([Some(self.test_rows), sample]
-            .into_iter()
-            .flatten()
-            .find(|&rows| self.times.review(rows) <= time))
+        Ok(self.times.affordable(time, self.test_rows))
     }
 
     /// Whether the end of the run should be measured now: where its time is short enough for that to matter, and long enough
@@ -345,6 +347,25 @@ mod tests {
         let (places, _) = simulated(-1.0, |_| 0.01);
         // The second one is the first whose length is known.
         assert_eq!(places, [0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn a_review_is_of_as_many_rows_as_its_time_has_room_for() {
+        let times = Times { test_row: Some(1e-5), review_rest: 0.01, ..Times::default() };
+        // All 40 000 take 0.41 s, a sample 0.0305 s.
+        for (seconds, rows) in [
+            (0.42, Some(40_000)),
+            (0.4, Some(SAMPLE_ROWS)),
+            (0.031, Some(SAMPLE_ROWS)),
+            (0.03, None),
+        ] {
+            assert_eq!(times.affordable(seconds, 40_000), rows, "{seconds} s");
+        }
+        assert_eq!(times.affordable(-1.0, 40_000), None);
+        // Half of a set is no sample of it.
+        let small = 2 * SAMPLE_ROWS - 1;
+        assert_eq!(times.affordable(0.051, small), Some(small));
+        assert_eq!(times.affordable(0.05, small), None);
     }
 
     #[test]

@@ -245,6 +245,28 @@ impl Config {
             let problem = format!("'{}' cannot name a folder", self.recipe);
             return refuse("recipe", problem);
         }
+        // By flags there are larger numbers than a file can say, and the run's own file has to.
+        let LoopConfig { batch, epochs, steps, .. } = self.train;
+        let numbers = [
+            ("seed", Some(self.seed)),
+            ("train.batch", u64::try_from(batch).ok()),
+            ("train.epochs", epochs),
+            ("train.steps", steps),
+        ];
+        for (key, number) in numbers {
+            if let Some(number) = number.filter(|&number| i64::try_from(number).is_err()) {
+                return refuse(
+                    key,
+                    format!("{number} is above {}, the largest number of TOML", i64::MAX),
+                );
+            }
+        }
+        for (key, path) in [("data.path", &self.data.path), ("data.test", &self.data.test)] {
+            if let Some(path) = path.as_deref().filter(|path| path.to_str().is_none()) {
+                let problem = format!("{} is not UTF-8, as a file of TOML is", path.display());
+                return refuse(key, problem);
+            }
+        }
         self.train.validate()?;
         if let Some(LayerConfig::Embedding { .. }) = self.model.layers.first()
             && self.data.normalise != NormaliseConfig::None

@@ -126,19 +126,65 @@ impl LoopConfig {
             let of_epoch = rows.div_ceil(update(self.batch)) as u64;
             return Some(epochs.saturating_mul(of_epoch).min(limit));
         }
-        // An update keeps the size that it begins with, and ends with its epoch: so they are counted one by one.
-        let mut step = 0;
-        for epoch in 0..epochs {
-            let mut offset = 0;
+        // An update keeps the size that it begins with, and ends with its epoch: so they are counted one by one in the epochs in
+        // which the size may change, and at once in those between.
+        let (mut step, mut epoch) = (0u64, 0u64);
+        while epoch < epochs {
+            let share = self.share_at(rows, step, epoch, 0);
+            let of_epoch = rows.div_ceil(update(self.batch_at(share)).max(1)) as u64;
+            let next = self.batch_schedule.iter().map(|from| from.at).find(|&at| at > share);
+            let next = next.unwrap_or(f64::INFINITY);
+            // Two fewer than there may be: shares are rounded.
+            let whole = |bound: f64, done: u64, size: u64| {
+                ((next * bound - done as f64) / size.max(1) as f64 - 2.0).max(0.0) as u64
+            };
+            let by_steps = self.steps.map_or(u64::MAX, |all| whole(all as f64, step, of_epoch));
+            let count = whole(epochs as f64, epoch, 1).min(by_steps).min(epochs - epoch);
+            if count > 0 {
+                step = step.saturating_add(count.saturating_mul(of_epoch));
+                epoch += count;
+                if step >= limit {
+                    return Some(limit);
+                }
+                continue;
+            }
+            let mut offset = 0usize;
             while offset < rows {
                 if step >= limit {
                     return Some(limit);
                 }
-                offset += update(self.batch_at(self.share_at(rows, step, epoch, offset)));
+                let batch = self.batch_at(self.share_at(rows, step, epoch, offset));
+                offset = offset.saturating_add(update(batch));
                 step += 1;
             }
+            epoch += 1;
         }
         Some(step)
+    }
+
+    /// Rows of a batch where `share` of the updates are done that come after the share `from` of the run, over `rows` training rows.
+    pub(super) fn batch_after(&self, rows: usize, from: f64, share: f64) -> usize {
+        // Where epochs bound the run, its shares are of rows: of large batches there are fewer updates.
+        let by_rows = self.seconds.is_none()
+            && self.epochs.is_some()
+            && self.steps.is_none_or(|steps| self.total_steps(rows).is_some_and(|all| all < steps));
+        let starts = [(0.0, self.batch)].into_iter();
+        let starts = starts.chain(self.batch_schedule.iter().map(|from| (from.at, from.batch)));
+        let ends = self.batch_schedule.iter().map(|from| from.at).chain([1.0]);
+        let pieces: Vec<(usize, f64)> = starts
+            .zip(ends)
+            .map(|((start, batch), end)| {
+                let size = if by_rows { batch as f64 } else { 1.0 };
+                (batch, (end - start.max(from)).max(0.0) / size)
+            })
+            .collect();
+        let mut left = share * pieces.iter().map(|piece| piece.1).sum::<f64>();
+        let holds = |&(_, updates): &(usize, f64)| {
+            left -= updates;
+            left < 0.0
+        };
+        let last = pieces[pieces.len() - 1];
+        pieces.iter().copied().find(holds).unwrap_or(last).0
     }
 
     /// Checks every value.
@@ -259,9 +305,33 @@ mod tests {
         }
         let config = parse("batch = 10\nepochs = 3").expect("valid");
         assert_eq!(config.total_steps(101), Some(33));
+        // As many epochs as a run by time may be given: counted in no time, and as exactly.
+        let config = |epochs: u64| LoopConfig {
+            epochs: Some(epochs),
+            ..parse(&format!("batch = 10\nepochs = 1\n{batches}")).expect("valid")
+        };
+        let half = 500_000_000_000;
+        assert_eq!(config(2 * half).total_steps(100), Some(half * (10 + 3)));
+        assert_eq!(config(u64::MAX).total_steps(100), Some(u64::MAX));
         let config = parse(&format!("batch = 10\nseconds = 3.0\n{batches}")).expect("valid");
         assert_eq!(config.total_steps(101), None);
         assert_eq!([0.0, 0.49, 0.5, 1.0].map(|share| config.batch_at(share)), [10, 10, 40, 40]);
+    }
+
+    #[test]
+    fn batches_to_come_are_known_by_the_share_of_updates() {
+        let batches = "batch_schedule = [{ at = 0.5, batch = 40 }]";
+        let of = |bound: &str| parse(&format!("batch = 10\n{bound}\n{batches}")).expect("valid");
+        let at = |config: &LoopConfig, from: f64| {
+            [0.0, 0.45, 0.55, 0.79, 0.81, 0.99].map(|share| config.batch_after(1000, from, share))
+        };
+        // Of 250 updates 200 have 10 rows.
+        assert_eq!(at(&of("epochs = 4"), 0.0), [10, 10, 10, 10, 40, 40]);
+        assert_eq!(at(&of("epochs = 4\nsteps = 1000"), 0.0), [10, 10, 10, 10, 40, 40]);
+        for bound in ["steps = 100", "seconds = 9.0", "epochs = 4\nsteps = 20"] {
+            assert_eq!(at(&of(bound), 0.0), [10, 10, 40, 40, 40, 40], "{bound}");
+            assert_eq!(at(&of(bound), 0.7), [40; 6], "{bound}");
+        }
     }
 
     #[test]

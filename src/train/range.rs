@@ -139,6 +139,13 @@ pub fn range_test(config: &Config, options: RangeOptions) -> Result<RangeTest> {
     })
 }
 
+impl RangeTest {
+    /// Whether there were so few steps that the rates are no more than an order of magnitude.
+    pub fn rough(&self) -> bool {
+        self.points.len() < ROUGH
+    }
+}
+
 /// A mean whose weights fall by a factor from each value to the one before.
 struct Smooth {
     factor: f64,
@@ -165,6 +172,9 @@ impl Smooth {
     }
 }
 
+/// Steps below which rates are a guess: over the range of the defaults two neighbours are more than a quarter apart, and each loss is
+/// of one batch.
+const ROUGH: usize = 50;
 /// Steps from which on something can be said of a fall.
 const FEWEST: usize = 8;
 

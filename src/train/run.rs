@@ -39,8 +39,9 @@ pub(super) fn run_on(
     stop: &AtomicBool,
     started: Instant,
 ) -> Result<Outcome> {
-    config.validate()?;
     let config = &config.with_absolute_paths();
+    // The folder that they are absolute by may have a name that no configuration can say.
+    config.validate()?;
     let (trainer, why) = trainer(config, data)?;
     let folder = RunFolder::create(root, &config.recipe)?;
     // What `auto` chose: a resumed run must not choose again.

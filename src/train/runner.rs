@@ -12,7 +12,11 @@ use super::trainer::{Review, Trainer};
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::optim::Rates;
-use crate::runs::{Done, Environment, Epoch, Journal, RunFolder, Step, clocks, nearest, render};
+use crate::runs::folder::METRICS;
+use crate::runs::{
+    Clocks, Done, Environment, Epoch, Journal, Row, RunFolder, Step, clocks, metrics, nearest,
+    render,
+};
 use crate::tape::NotFinite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -40,8 +44,9 @@ pub(super) struct Runner<'a> {
     has_checkpoint: bool,
     /// Whether this process forced to disk what a checkpoint needs beside it.
     is_forced: bool,
-    /// Updates when it was last reviewed, and how many test rows.
+    /// Updates when it was last reviewed, and how many test rows; and what that review said.
     last_review: (u64, usize),
+    last_row: Option<Epoch>,
     /// Rows and seconds of training in this process, and since the last review.
     trained: (u64, f64),
     since_review: (u64, f64),
@@ -66,6 +71,14 @@ impl<'a> Runner<'a> {
         let environment = Environment::collect(&device.name(), device.isa(), device.threads());
         Environment { device_why: why.clone(), ..environment }.write(&folder)?;
         let mut journal = Journal::open(&folder)?;
+        let mut watch = Watch::new(config, data.train.classes(), data.test.rows(), &position.watch);
+        if position.step > 0
+            && let Some(Row::Done(done)) = metrics::last(&folder.file(METRICS))?
+            && done.step == position.step
+        {
+            // A run that is at its end says again what it found.
+            watch.recall(Clocks::of(&done));
+        }
         journal.truncate_after_step(position.step)?;
         Ok(Runner {
             config,
@@ -76,7 +89,7 @@ impl<'a> Runner<'a> {
             journal,
             test_rows: data.test.rows(),
             final_rows: data.test.rows(),
-            watch: Watch::new(config, data.train.classes(), data.test.rows(), &position.watch),
+            watch,
             why,
             started,
             seconds_before: position.seconds_total(),
@@ -87,6 +100,7 @@ impl<'a> Runner<'a> {
                 0 if position.step > 0 => (position.step, data.test.rows()),
                 _ => (u64::MAX, 0),
             },
+            last_row: None,
             trained: (0, 0.0),
             since_review: (0, 0.0),
             total_steps: config.train.total_steps(data.train.rows()),
@@ -203,7 +217,7 @@ impl<'a> Runner<'a> {
                     if limits.review_steps.is_some_and(|steps| self.position.loss_count >= steps) {
                         self.review_within_share(observer)?;
                         if let Some(reason) = self.reached(&limits) {
-                            return Ok(reason);
+                            return self.ended_by_review(reason, observer, &limits);
                         }
                     }
                     if self.rehearsal_is_due() {
@@ -224,7 +238,7 @@ impl<'a> Runner<'a> {
             if due && self.used_up(&limits).is_none() {
                 self.review_within_share(observer)?;
                 if let Some(reason) = self.reached(&limits) {
-                    return Ok(reason);
+                    return self.ended_by_review(reason, observer, &limits);
                 }
             }
             if self.checkpoint_is_due() {
@@ -361,7 +375,6 @@ impl<'a> Runner<'a> {
         Ok((self.test_rows, of_all))
     }
 
-    /// Reviews all test rows, or a sample of so many, unless nothing was learned since the last review.
     /// Looks at the probe batch and the weights, and takes the time of that.
     fn probe(&mut self) -> Result<ProbeFigures> {
         let began = Instant::now();
@@ -370,6 +383,7 @@ impl<'a> Runner<'a> {
         Ok(probe)
     }
 
+    /// Reviews all test rows, or a sample of so many, unless nothing was learned since the last review.
     fn review(&mut self, rows: usize, observer: &mut dyn Observer) -> Result<()> {
         if self.last_review == (self.position.step, rows) {
             return Ok(());
@@ -418,7 +432,36 @@ impl<'a> Runner<'a> {
         self.since_review = (0, 0.0);
         self.last_review = (self.position.step, rows);
         observer.review(&row);
+        self.last_row = Some(row);
         Ok(())
+    }
+
+    /// Ends a run that its last review ends: where that was of a sample, all test rows are scored beside it, as at every end. The
+    /// clocks have seen this step.
+    fn ended_by_review(
+        &mut self,
+        reason: Reason,
+        observer: &mut dyn Observer,
+        limits: &LoopConfig,
+    ) -> Result<Reason> {
+        let Some(mut row) = self.last_row.take().filter(|_| self.last_review.1 < self.test_rows)
+        else {
+            return Ok(reason);
+        };
+        let began = Instant::now();
+        let Review { loss, accuracy, margin } = self.score(self.test_rows)?;
+        (row.test_loss, row.test_acc, row.margin) = (loss, accuracy, margin);
+        row.extra.remove("test_rows");
+        row.review_seconds = began.elapsed().as_secs_f64();
+        self.position.set_seconds_review(self.position.seconds_review() + row.review_seconds);
+        self.position.accuracy = Some(accuracy.to_bits());
+        if limits.target_acc.is_some_and(|target| accuracy >= target) {
+            self.position.seconds_to_target.get_or_insert(row.seconds.to_bits());
+        }
+        self.journal.append(row.clone())?;
+        self.last_review.1 = self.test_rows;
+        observer.review(&row);
+        Ok(self.reached(limits).unwrap_or(reason))
     }
 
     /// What the last review ends the run by.

@@ -1,9 +1,7 @@
 //! Running the command `twoclocks` as a user does.
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The command, as built for this test.
 pub fn twoclocks() -> Command {
@@ -31,39 +29,4 @@ pub fn json_lines(output: &Output) -> Vec<Value> {
             value
         })
         .collect()
-}
-
-/// A folder for one test, removed at its end.
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new(name: &str) -> Scratch {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder =
-            std::env::temp_dir().join(format!("twoclocks-{name}-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder for the test");
-        Scratch(folder)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Path of the only folder in it.
-    pub fn only_folder(&self) -> PathBuf {
-        let mut folders: Vec<PathBuf> = std::fs::read_dir(&self.0)
-            .expect("readable")
-            .map(|entry| entry.expect("entry").path())
-            .filter(|path| path.is_dir())
-            .collect();
-        assert_eq!(folders.len(), 1, "{folders:?}");
-        folders.remove(0)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

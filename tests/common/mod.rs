@@ -1,8 +1,9 @@
-//! What several test files share: reproducible values, and a comparator that fails on NaN.
+//! What several test files share: reproducible values, a comparator that fails on NaN, runs in folders.
 #![allow(dead_code)]
 
 #[cfg(feature = "cli")]
 pub mod command;
+pub mod runs;
 pub mod trajectory;
 
 use twoclocks::ops::{CaseInput, Fill, Tolerance};

@@ -265,7 +265,8 @@ fn nothing_is_read_before_it_is_waited_for() {
 #[cfg(feature = "cli")]
 #[test]
 fn the_command_trains_the_digits() {
-    use crate::common::command::{Scratch, json_lines, text, twoclocks};
+    use crate::common::command::{json_lines, text, twoclocks};
+    use crate::common::runs::Scratch;
     use std::process::Stdio;
     let name = "training::the_command_trains_the_digits";
     let Some(folder) = build::library_for(name) else { return };

@@ -101,6 +101,10 @@ pub fn run(args: ClocksArgs) -> Result<ExitCode> {
     let mut say = |what: &str| output::note(format_args!("{what}"));
     let (findings, shared): (Findings, Shared) = match experiment {
         Experiment::DeepLinear { depths, decades, steps, shared } => {
+            if shared.common.threads.is_some() {
+                let problem = "has no effect: these nets are trained on one thread";
+                return Err(Error::config("--threads", problem));
+            }
             let mut settings = deep_linear::Settings::default();
             set(&mut settings.depths, depths);
             set(&mut settings.decades, decades);

@@ -133,10 +133,10 @@ fn list_runs(
     if sort.is_none() && reverse {
         runs.reverse();
     }
-    runs.truncate(limit.unwrap_or(usize::MAX));
     if runs.is_empty() && !json {
         output::note(format_args!("no runs in {}", root.display()));
     }
+    runs.truncate(limit.unwrap_or(usize::MAX));
     for (summary, value) in &runs {
         let sorted_by = sort.map(|metric| (metric, *value));
         match (json, sorted_by) {

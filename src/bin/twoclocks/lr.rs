@@ -55,7 +55,7 @@ pub fn run(args: LrArgs) -> Result<ExitCode> {
         output::event(
             json!({
                 "event": "lr", "recipe": config.recipe, "minimum": minimum, "maximum": maximum, "broke": found.broke,
-                "steps": found.points.len(), "epochs": found.epochs, "seconds_training": found.seconds_training,
+                "steps": found.points.len(), "rough": found.rough(), "epochs": found.epochs, "seconds_training": found.seconds_training,
                 "seconds_total": found.seconds, "plot": args.out.display().to_string(),
             })
             .to_string(),
@@ -80,9 +80,13 @@ fn said(found: &RangeTest) -> String {
         output::seconds(found.seconds_training),
         output::seconds(found.seconds)
     );
+    let rough = match found.rough() {
+        true => "\nso few steps give an order of magnitude: try half and twice of it",
+        false => "",
+    };
     match found.suggestion {
         Some(s) => format!(
-            "suggested: --lr {:.2e} (the peak of one-cycle); lowest rate of a cycle {:.2e}\n{end}; {cost}",
+            "suggested: --lr {:.2e} (the peak of one-cycle); lowest rate of a cycle {:.2e}\n{end}; {cost}{rough}",
             s.maximum, s.minimum
         ),
         None => format!("no rate is suggested: the loss never fell for long; {end}; {cost}"),

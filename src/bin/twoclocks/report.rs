@@ -10,12 +10,12 @@ use twoclocks::clocks::{effective_rank, stable_rank};
 use twoclocks::runs::clocks::{Clocks, Reached};
 use twoclocks::runs::closing::{Closing, Spectrum};
 use twoclocks::runs::folder::REPORT;
-use twoclocks::runs::{Record, RunFolder, render};
+use twoclocks::runs::{Record, RunFolder, history, render};
 
 /// Flags of both.
 #[derive(Args)]
 pub struct ReportArgs {
-    /// Folder of a run, or its name in the folder of runs.
+    /// Folder of a run, or its name in the folder of runs, or the beginning of its name.
     #[arg(value_name = "RUN")]
     pub run: Option<PathBuf>,
     /// Another directory or file to read the data set from.
@@ -24,12 +24,6 @@ pub struct ReportArgs {
     /// Where to compute, if not where it trained: cpu or cuda:N.
     #[arg(long)]
     pub device: Option<String>,
-}
-
-/// The folder of a run that is named by its path or, under `root`, by its name.
-fn folder(root: &Path, run: &Path) -> Result<RunFolder> {
-    let path = if run.exists() { run.to_owned() } else { root.join(run) };
-    RunFolder::open(path)
 }
 
 /// Fills in what a run left out, and makes its page anew. The page is made even where something cannot be found
@@ -47,7 +41,7 @@ fn complete(folder: &RunFolder, args: &ReportArgs) -> Result<Option<Closing>> {
 
 /// `twoclocks runs report RUN`.
 pub fn report(root: &Path, run: &Path, args: &ReportArgs, json: bool) -> Result<()> {
-    let folder = folder(root, run)?;
+    let folder = history::find(root, run)?;
     complete(&folder, args)?;
     let page = folder.file(REPORT).display().to_string();
     match json {
@@ -59,7 +53,7 @@ pub fn report(root: &Path, run: &Path, args: &ReportArgs, json: bool) -> Result<
 
 /// `twoclocks clocks RUN`.
 pub fn clocks(run: &Path, args: &ReportArgs, json: bool) -> Result<()> {
-    let folder = folder("runs".as_ref(), run)?;
+    let folder = history::find("runs".as_ref(), run)?;
     let closing = complete(&folder, args)?;
     let record = Record::load(&folder)?;
     let clocks = record.done.as_ref().and_then(Clocks::of);

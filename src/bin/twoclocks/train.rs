@@ -161,7 +161,6 @@ struct Screen {
     bar: ProgressBar,
     drawn: Instant,
     accuracy: f64,
-    budget: f64,
     /// Both clocks at the last review, for the bar.
     clocks: String,
     /// Whether C at the end as planned was said.
@@ -190,7 +189,6 @@ impl Screen {
             bar,
             drawn: Instant::now(),
             accuracy: f64::NAN,
-            budget: 0.0,
             clocks: String::new(),
             forecast: false,
             server: None,
@@ -256,7 +254,6 @@ impl Observer for Screen {
             return;
         }
         self.drawn = Instant::now();
-        self.budget = progress.progress;
         let (rows, seconds) = progress.rows;
         let left = progress.seconds * (1.0 - progress.progress) / progress.progress.max(1e-9);
         let accuracy = match self.accuracy.is_nan() {

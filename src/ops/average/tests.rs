@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::cpu::{Cpu, Isa};
 use crate::gemm::Precision;
-use crate::tensor::DType;
+use crate::ops::update::tests::assert_packed;
 use crate::{Device, Store, Tape};
 
 /// The copies that Lookahead leaves are those of the weights that it leaves, also where it changes nothing.
@@ -37,23 +37,7 @@ fn packed_copies_follow_lookahead() {
                 assert!((fast[i] - want).abs() <= 1e-7, "{isa} at {i}: {}, want {want}", fast[i]);
                 assert!(share == 0.0 && slow[i] == 0.5 || slow[i] == fast[i], "{isa} at {i}");
             }
-            let bytes = packed.len() * packed.element().size();
-            let mut expected = vec![0f32; bytes.div_ceil(4)];
-            packed.pack_all(&fast, bytemuck::cast_slice_mut(&mut expected));
-            let expected = &bytemuck::cast_slice::<f32, u8>(&expected)[..bytes];
-            let found: Vec<u8> = match packed.element() {
-                DType::Bf16 => {
-                    let mut found = vec![half::bf16::ZERO; packed.len()];
-                    store.read(copies, 0, &mut found).unwrap();
-                    bytemuck::cast_slice(&found).to_vec()
-                }
-                _ => {
-                    let mut found = vec![0f32; packed.len()];
-                    store.read(copies, 0, &mut found).unwrap();
-                    bytemuck::cast_slice(&found).to_vec()
-                }
-            };
-            assert!(found == expected, "{isa}");
+            assert_packed(&packed, &fast, &store, copies, isa);
         }
     }
 }

@@ -591,4 +591,4 @@ pub fn benches(control: &mut Control) -> Vec<Case> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::device::cpu::{Cpu, Isa};
 use crate::gemm::Precision;
+use crate::tape::Region;
 use crate::{Device, Store, Tape};
 
 fn op(rule: Rule, segments: &[(usize, usize)]) -> Update {
@@ -92,6 +93,33 @@ fn outputs_that_nobody_reads_are_not_computed() {
     assert_eq!(with, without);
 }
 
+/// Asserts that `copies` hold the packed copies of these weights.
+pub(in crate::ops) fn assert_packed(
+    packed: &PackedWeights,
+    weights: &[f32],
+    store: &Store,
+    copies: Region,
+    isa: Isa,
+) {
+    let bytes = packed.len() * packed.element().size();
+    let mut expected = vec![0f32; bytes.div_ceil(4)];
+    packed.pack_all(weights, bytemuck::cast_slice_mut(&mut expected));
+    let expected = &bytemuck::cast_slice::<f32, u8>(&expected)[..bytes];
+    let found: Vec<u8> = match packed.element() {
+        DType::Bf16 => {
+            let mut found = vec![half::bf16::ZERO; packed.len()];
+            store.read(copies, 0, &mut found).unwrap();
+            bytemuck::cast_slice(&found).to_vec()
+        }
+        _ => {
+            let mut found = vec![0f32; packed.len()];
+            store.read(copies, 0, &mut found).unwrap();
+            bytemuck::cast_slice(&found).to_vec()
+        }
+    };
+    assert!(found == expected, "{isa}");
+}
+
 /// The packed copies are those of the new weights, on every instruction set; where the guard stops
 /// the update, those of the old ones.
 #[test]
@@ -135,23 +163,7 @@ fn packed_copies_follow_the_weights() {
             let mut new = vec![0.0; len];
             store.read(regions[0], 0, &mut new).unwrap();
             assert_eq!(new != w, loss.is_finite(), "{isa}");
-            let bytes = packed.len() * packed.element().size();
-            let mut expected = vec![0f32; bytes.div_ceil(4)];
-            packed.pack_all(&new, bytemuck::cast_slice_mut(&mut expected));
-            let expected = &bytemuck::cast_slice::<f32, u8>(&expected)[..bytes];
-            let found: Vec<u8> = match packed.element() {
-                DType::Bf16 => {
-                    let mut found = vec![half::bf16::ZERO; packed.len()];
-                    store.read(copies, 0, &mut found).unwrap();
-                    bytemuck::cast_slice(&found).to_vec()
-                }
-                _ => {
-                    let mut found = vec![0f32; packed.len()];
-                    store.read(copies, 0, &mut found).unwrap();
-                    bytemuck::cast_slice(&found).to_vec()
-                }
-            };
-            assert!(found == expected, "{isa}");
+            assert_packed(&packed, &new, &store, copies, isa);
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::watch::Outlook;
 use crate::optim;
 use crate::train::runner::Runner;
+use crate::train::state::Position;
 
 /// Places of the rest of the run at which the schedules are read.
 const SAMPLES: usize = 256;
@@ -32,6 +33,14 @@ impl Runner<'_> {
     fn contraction_of(&self, steps: f64) -> f64 {
         let total_steps = self.total_steps.filter(|_| self.config.train.seconds.is_none());
         let (now, progress) = (self.position.step as f64, self.progress());
+        let (limits, rows) = (&self.config.train, self.trainer.rows());
+        let over = match limits.seconds {
+            Some(_) => progress,
+            None => {
+                let Position { epoch, offset, step, .. } = self.position;
+                limits.share_at(rows, step, epoch, offset)
+            }
+        };
         let of = |sample: usize| {
             let share = (sample as f64 + 0.5) / SAMPLES as f64;
             let position = optim::Position {
@@ -40,7 +49,11 @@ impl Runner<'_> {
                 progress: progress + share * (1.0 - progress),
             };
             let rates = self.config.rates(position);
-            rates.rate * rates.decay * self.config.optimizer.weight_decay
+            let factor = match limits.scale_rate {
+                Some(_) => limits.rate_factor(limits.batch_after(rows, over, share)),
+                None => 1.0,
+            };
+            factor * rates.rate * rates.decay * self.config.optimizer.weight_decay
         };
         let mean = (0..SAMPLES).map(of).sum::<f64>() / SAMPLES as f64;
         self.watch.contraction_of(mean * steps)

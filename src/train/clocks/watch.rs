@@ -40,6 +40,10 @@ pub(in crate::train) struct Memory {
     /// Mean stable rank at the start.
     start_rank: Option<u64>,
     said: Vec<(String, usize)>,
+    /// C and seconds at the last review.
+    last: [u64; 2],
+    /// Test rows of the smallest review so far; 0 before one.
+    samples: usize,
 }
 
 /// What the run's plan says at a review.
@@ -59,8 +63,10 @@ pub(in crate::train) struct Watch {
     test_rows: usize,
     /// By what rate times decay is multiplied for C.
     gain: f64,
-    /// The decay that holds the norm where `g.w = -decay w.w`, if the rule has such a one.
+    /// The norm stands still where `g.w = -x decay w.w`: x, if the rule has such a one.
     stationary: Option<f64>,
+    /// The decay of the last step.
+    decay: f64,
     contraction: f64,
     loss: Series,
     /// Sums of losses and seconds of the open window, and its steps.
@@ -68,6 +74,8 @@ pub(in crate::train) struct Watch {
     margin: Series,
     excess: Series,
     accuracy: Vec<f64>,
+    /// Test rows of the smallest review so far.
+    samples: usize,
     start_rank: Option<f64>,
     adviser: Adviser,
     /// C and seconds at the last review.
@@ -94,10 +102,16 @@ fn gain(optimizer: &OptimizerConfig) -> f64 {
     }
 }
 
-/// The decay of which plain gradients say whether the norms stand still: SGD's, coupled or not.
+/// By what the decay is multiplied in the balance of which plain gradients say whether norms stand still: that of SGD. Coupled decay
+/// goes the way of the gradients, `g.w = -decay w.w`; decoupled decay does not go through the momentum, which multiplies only
+/// the gradients: `g.w / (1 - momentum) = -decay w.w`.
 fn stationary(optimizer: &OptimizerConfig) -> Option<f64> {
-    let sgd = matches!(optimizer.rule, Rule::Sgd { .. });
-    Some(optimizer.weight_decay).filter(|&decay| sgd && decay > 0.0)
+    match (optimizer.rule, optimizer.decay) {
+        _ if optimizer.weight_decay == 0.0 => None,
+        (Rule::Sgd { .. }, Decay::Coupled) => Some(1.0),
+        (Rule::Sgd { momentum, .. }, Decay::Decoupled) => Some(1.0 - momentum),
+        _ => None,
+    }
 }
 
 fn to_bits(series: &Series) -> Vec<[u64; 3]> {
@@ -157,6 +171,7 @@ impl Watch {
             test_rows,
             gain: gain(optimizer),
             stationary: stationary(optimizer),
+            decay: optimizer.weight_decay,
             contraction,
             loss: from_bits(&memory.loss),
             window: {
@@ -166,9 +181,10 @@ impl Watch {
             margin: from_bits(&memory.margin),
             excess: from_bits(&memory.excess),
             accuracy: memory.accuracy.iter().map(|&bits| f64::from_bits(bits)).collect(),
+            samples: memory.samples,
             start_rank: memory.start_rank.map(f64::from_bits),
             adviser: Adviser::resumed(&memory.said),
-            last: (contraction, 0.0),
+            last: memory.last.map(f64::from_bits).into(),
             now: Clocks::default(),
         }
     }
@@ -183,7 +199,14 @@ impl Watch {
             accuracy: self.accuracy.iter().map(|a| a.to_bits()).collect(),
             start_rank: self.start_rank.map(f64::to_bits),
             said: self.adviser.counts(),
+            last: [self.last.0, self.last.1].map(f64::to_bits),
+            samples: self.samples,
         }
+    }
+
+    /// What they said at the last review of an earlier process, until there is one in this.
+    pub(in crate::train) fn recall(&mut self, clocks: Option<Clocks>) {
+        self.now = clocks.unwrap_or_default();
     }
 
     /// C so far.
@@ -217,6 +240,7 @@ impl Watch {
         decay: f64,
     ) {
         self.contraction += self.contraction_of(rate * decay);
+        self.decay = decay;
         self.window.0 += loss - self.floor;
         self.window.1 += seconds;
         self.window.2 += 1;
@@ -260,6 +284,10 @@ impl Watch {
             self.accuracy[0] = self.accuracy[0].max(oldest);
         }
 
+        let samples = sampled_rows(row).unwrap_or(self.test_rows);
+        // The best of all reviews may be one of few rows.
+        self.samples = if self.samples == 0 { samples } else { self.samples.min(samples) };
+
         let excess_loss = row.train_loss - self.floor;
         let levels = half_decades((self.classes as f64).ln(), FIT_LEVELS);
         let next = levels.iter().copied().find(|&level| level < excess_loss);
@@ -272,7 +300,7 @@ impl Watch {
             train_loss: excess_loss,
             floor: self.floor,
             accuracy: self.accuracy.clone(),
-            samples: sampled_rows(row).unwrap_or(self.test_rows),
+            samples: self.samples,
             saturated: steps.map_or(f64::NAN, |steps| steps.saturated),
             contraction: self.contraction,
             planned: planned.unwrap_or(f64::NAN),
@@ -353,10 +381,9 @@ impl Watch {
             let matrices = || steps.parameters.iter().filter(|sums| sums.decay_factor > 0.0);
             let norms = matrices().map(|sums| (sums.name.as_str(), sums.gradient2.sqrt()));
             put("gradient_norm", object(norms));
-            if let Some(decay) = self.stationary {
-                // g.w = -decay w.w where the norm stands still under coupled decay.
+            if let Some(stationary) = self.stationary {
                 let radial = matrices().map(|sums| {
-                    let decayed = decay * sums.decay_factor * sums.weight2;
+                    let decayed = stationary * self.decay * sums.decay_factor * sums.weight2;
                     (sums.name.as_str(), (sums.gradient_weight + decayed).abs() / decayed)
                 });
                 put("radial", object(radial));
@@ -422,149 +449,5 @@ fn said(advice: &Advice) -> Said {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::train::recipe;
-
-    fn probe(rank: f64) -> ProbeFigures {
-        let weight = WeightFigures {
-            name: "fc1".into(),
-            shape: [64, 64],
-            norm: 5.0,
-            stable_rank: rank,
-            normalised: false,
-        };
-        ProbeFigures {
-            weights: vec![weight],
-            balance: vec![],
-            flips: vec![("fc1".into(), 0.125)],
-            collapse: None,
-            schatten: None,
-        }
-    }
-
-    fn row(step: u64, train_loss: f64) -> Epoch {
-        Epoch {
-            epoch: step / 100,
-            step,
-            seconds: step as f64 / 100.0,
-            train_loss,
-            test_loss: 0.5,
-            test_acc: 0.9,
-            train_acc: None,
-            margin: 2.0,
-            lr: 1e-3,
-            samples_per_s: 1e4,
-            review_seconds: 0.01,
-            extra: BTreeMap::new(),
-        }
-    }
-
-    fn watch(memory: &Memory) -> Watch {
-        let mut config = recipe("digits").expect("a recipe");
-        config.train.label_smoothing = 0.0;
-        Watch::new(&config, 10, 360, memory)
-    }
-
-    const OUTLOOK: Outlook = Outlook { contraction_left: Some(1.0), seconds_left: Some(9.0) };
-
-    /// Loss exp(-step/100) and rank 1 + 20 exp(-step/500), from step 1 to `steps`; review every 100.
-    fn run(watch: &mut Watch, steps: std::ops::RangeInclusive<u64>) -> Epoch {
-        let mut last = row(0, f64::NAN);
-        for step in steps {
-            let (t, seconds) = (step as f64, step as f64 / 100.0);
-            watch.step(step, seconds, (-t / 100.0).exp(), 0.01, 0.05);
-            if step.is_multiple_of(100) {
-                last = row(step, (-t / 100.0).exp());
-                watch.review(
-                    &mut last,
-                    None,
-                    Some(&probe(1.0 + 20.0 * (-t / 500.0).exp())),
-                    OUTLOOK,
-                );
-            }
-        }
-        last
-    }
-
-    #[test]
-    fn both_clocks_have_their_hitting_times() {
-        let mut watch = watch(&Memory::default());
-        watch.start(&probe(21.0));
-        let last = run(&mut watch, 1..=1000);
-        let clocks = &watch.now;
-        let near = |found: f64, wanted: f64| (found / wanted - 1.0).abs() < 0.06;
-        let fit = |level: f64| clocks.fit.iter().find(|r| r.level == level).expect("reached").step;
-        for level in [0.3, 0.1, 0.01] {
-            assert!(near(fit(level), -100.0 * f64::ln(level)), "{level}: {}", fit(level));
-        }
-        let half = clocks.simple.iter().find(|r| r.level == 0.5).expect("reached");
-        assert!(near(half.step, 500.0 * 2f64.ln()), "{half:?}");
-        assert_eq!(clocks.simple.len(), 4, "a tenth is not reached: {:?}", clocks.simple);
-        let ratio = clocks.ratio.expect("both reached");
-        assert!(near(ratio[0], 5.0 * 2f64.ln() / 20f64.ln()) && near(ratio[1], ratio[0]));
-        let c = clocks.contraction.expect("C");
-        assert!((c - 0.5).abs() < 1e-9, "1000 steps of 0.01 * 0.05: {c}");
-        assert!((clocks.planned.expect("planned") - 1.5).abs() < 1e-9);
-        let done = clocks.done_in.expect("it decays");
-        assert!((done - 30.0).abs() < 1e-6, "1.5 to go at 0.05 a second: {done}");
-        assert!(
-            (last.extra["excess_rank"].as_f64().expect("a number") - (-2f64).exp()).abs() < 1e-9
-        );
-        assert_eq!(last.extra["gate_flips"], json!({"fc1": 0.125}));
-        let tail = clocks.tail_exponent.as_ref().expect("it fell");
-        assert_eq!(tail.law, "exponential", "{tail:?}");
-        assert!(!clocks.advice.is_empty());
-    }
-
-    #[test]
-    fn a_resumed_watch_goes_on_as_if_it_had_not_stopped() {
-        let mut whole = watch(&Memory::default());
-        whole.start(&probe(21.0));
-        run(&mut whole, 1..=450);
-        let text = serde_json::to_string(&whole.memory()).expect("json");
-        let mut resumed = watch(&serde_json::from_str(&text).expect("json"));
-        run(&mut whole, 451..=900);
-        run(&mut resumed, 451..=900);
-        assert_eq!(resumed.memory(), whole.memory());
-        let (a, b) = (&resumed.now, &whole.now);
-        assert_eq!((&a.fit, &a.simple, &a.advice), (&b.fit, &b.simple, &b.advice));
-    }
-
-    #[test]
-    fn smoothed_labels_have_a_floor() {
-        assert_eq!(floor(0.0, 10), 0.0);
-        // scipy.stats.entropy([0.955] + 9 * [0.005]) = 0.28238...
-        let wanted = -(0.955f64 * 0.955f64.ln() + 9.0 * 0.005 * 0.005f64.ln());
-        assert!((floor(0.05, 10) - wanted).abs() < 1e-12, "{}", floor(0.05, 10));
-    }
-
-    #[test]
-    fn what_contracts_is_counted_and_nothing_else() {
-        let sgd = OptimizerConfig {
-            rule: Rule::Sgd { momentum: 0.9, nesterov: false },
-            weight_decay: 0.1,
-            ..OptimizerConfig::sgd()
-        };
-        assert!((gain(&sgd) - 10.0).abs() < 1e-12 && stationary(&sgd) == Some(0.1));
-        assert_eq!(
-            (gain(&OptimizerConfig::adamw()), stationary(&OptimizerConfig::adamw())),
-            (1.0, None)
-        );
-        let l2 = OptimizerConfig { decay: Decay::Coupled, ..OptimizerConfig::adamw() };
-        assert_eq!(gain(&l2), 0.0, "Adam divides it away");
-        let cautious = OptimizerConfig { decay: Decay::Cautious, ..OptimizerConfig::adamw() };
-        assert_eq!(gain(&cautious), 1.0, "at most");
-    }
-
-    #[test]
-    fn long_series_are_thinned() {
-        let mut series = Series::default();
-        for step in 1..5000 {
-            push(&mut series, Point { step: f64::from(step), seconds: 0.0, value: 1.0 });
-        }
-        let points = series.points();
-        assert!(points.len() <= MOST_POINTS && points.len() > MOST_POINTS / 4);
-        assert!(points[0].step < 20.0 && points[points.len() - 1].step > 4980.0);
-    }
-}
+#[path = "watch_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 
 use super::halving::Rung;
 use crate::error::{Error, Result};
+use crate::runs::folder::as_text;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -32,6 +33,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The folder of the sweep.
+    #[serde(serialize_with = "as_text")]
     pub sweep: PathBuf,
     /// Settings of the grid.
     pub settings: usize,
@@ -157,6 +159,7 @@ pub struct Ended {
     /// Seconds since the sweep began.
     pub seconds: f64,
     /// The folder of the sweep.
+    #[serde(serialize_with = "as_text")]
     pub sweep: PathBuf,
 }
 

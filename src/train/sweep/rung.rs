@@ -125,8 +125,7 @@ impl Observer for Watch<'_> {
     }
 
     fn started(&mut self, started: &Started) {
-        let name = started.folder.file_name().unwrap_or_default();
-        self.task.run = name.to_string_lossy().into_owned();
+        self.task.run = folder_name(&started.folder);
         let _ = self.sender.send(Over::Began(self.task.clone()));
     }
 
@@ -137,6 +136,10 @@ impl Observer for Watch<'_> {
     fn done(&mut self, done: &Done) {
         self.done = Some(done.clone());
     }
+}
+
+fn folder_name(run: &Path) -> String {
+    run.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn make(work: Work<'_>, root: &Path, sender: &Sender<Over>, halt: &AtomicBool) -> Result<Over> {
@@ -152,6 +155,7 @@ fn make(work: Work<'_>, root: &Path, sender: &Sender<Over>, halt: &AtomicBool) -
             match record.done.filter(|done| done.reason != Reason::Interrupted.name()) {
                 // It came to its end, and only the sweep did not hear of it.
                 Some(done) => {
+                    watch.task.run = folder_name(path);
                     watch.done = Some(done);
                     Ok(())
                 }
