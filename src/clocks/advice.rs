@@ -27,6 +27,9 @@ pub const UNMOVED: f64 = 0.3;
 /// Training loss below which the fast clock counts as done, in nats: the geometric mean of the right classes' probabilities is
 /// 0.95 then.
 pub const FITTED: f64 = 0.05;
+/// More rows that are right, from which on validation gained: the reviews look at the same rows, so a net gain of k has a standard
+/// error of sqrt(k) at least, and 4 are two of them.
+const GAIN_ROWS: f64 = 4.0;
 /// Share of saturated samples from which more training of the same kind moves nothing.
 const SATURATED: f64 = 0.5;
 /// Largest factor by which a decay is raised at once: threefold helped where tenfold delayed (ILDR, arXiv 2604.20923).
@@ -223,10 +226,11 @@ fn verdict(state: &State) -> (Verdict, String) {
     }
     // Beside the review before the last few: a step of one review is mostly chance.
     let earlier = state.accuracy.iter().rev().skip(CONSECUTIVE).copied().fold(f64::NAN, f64::max);
-    let improving = earlier.is_nan() || now > earlier;
+    let improving = earlier.is_nan() || (now - earlier) * state.samples as f64 > GAIN_ROWS - 0.5;
     // Not known to stand still: before two measurements the change is NaN.
     let stands = state.excess_change >= 0.0;
-    if state.train_loss > FITTED {
+    // A loss that is not known is no fit.
+    if state.train_loss > FITTED || state.train_loss.is_nan() {
         if let Some(eta) = state.fit_eta {
             let late = eta.late.map_or("no bound".to_owned(), seconds);
             let reason = format!(
@@ -373,6 +377,19 @@ mod tests {
     fn a_fall_within_chance_is_none() {
         let dip = State { accuracy: vec![0.9, 0.95, 0.955, 0.953], samples: 360, ..state() };
         assert_ne!(of(&dip), Verdict::StopAndBank, "0.2 % of 360 samples");
+    }
+
+    #[test]
+    fn a_gain_of_a_row_or_two_is_none() {
+        let done = State { contraction: 2.5, samples: 360, ..state() };
+        for (rows, verdict) in [(2.0, Verdict::StopAndBank), (4.0, Verdict::KeepGoing)] {
+            let now = 0.95 + rows / 360.0;
+            let accuracy = vec![0.9, 0.95, 0.95, 0.95, now];
+            assert_eq!(of(&State { accuracy, ..done.clone() }), verdict, "{rows} rows");
+        }
+        let unknown = State { train_loss: f64::NAN, accuracy: vec![0.9], ..done };
+        let said = &Adviser::default().review(&unknown)[0];
+        assert!(!said.reason.contains("fitted"), "{said}");
     }
 
     #[test]

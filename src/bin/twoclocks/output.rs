@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::fmt::{Arguments, Display};
 use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use twoclocks::{Error, Result};
 
@@ -30,9 +31,16 @@ pub fn line(value: &Value) {
 }
 
 /// Prints a line of a training run on standard output, which nobody may read any more: that must
-/// not end the run.
+/// not end the run. Where it cannot be written for another reason, that is said once.
 pub fn event(line: impl Display) {
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let written = writeln!(std::io::stdout().lock(), "{line}");
+    let failed = written.err().filter(|error| error.kind() != ErrorKind::BrokenPipe);
+    if let Some(error) = failed
+        && !SAID.swap(true, Ordering::Relaxed)
+    {
+        note(format_args!("warning: standard output: cannot write: {error}; the run goes on"));
+    }
 }
 
 /// Prints a line for people on standard error, which nobody may read any more.
