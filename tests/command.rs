@@ -229,6 +229,8 @@ fn metrics(run: &Path) -> Vec<String> {
                 "gradient_norm",
                 "gate_flips",
                 "stable_rank",
+                "effective_rank",
+                "reached",
                 "excess_rank",
             ] {
                 object.remove(clock);

@@ -229,6 +229,40 @@ fn a_killed_sweep_goes_on_with_what_it_has() {
     assert_eq!(used.status.code(), Some(2), "{}", text(&used));
 }
 
+/// Names of files need not be text, JSON and TOML are.
+#[cfg(unix)]
+#[test]
+fn folders_whose_names_are_no_text_do_no_harm() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new("no-text");
+    let root = scratch.path().join(std::ffi::OsStr::from_bytes(b"r\xff"));
+    let with_root = |arguments: &[&str]| {
+        let mut command = twoclocks();
+        command.args(arguments).arg("--out").arg(&root).output().expect("the command starts")
+    };
+    let run = with_root(&[&SHORT[..], &["--json", "--quiet"]].concat());
+    assert!(run.status.success(), "{}", text(&run));
+    let listed = with_root(&["runs", "list", "--json"]);
+    assert_eq!(listed.status.code(), Some(0), "{}", text(&listed));
+    let path = json_lines(&listed)[0]["path"].as_str().expect("a path").to_owned();
+    assert!(path.contains("r\u{fffd}/digits-"), "{path}");
+    let file = scratch.path().join("rate.toml");
+    let sweep = SWEEP.replace("count = 5", "count = 2").replace("[32, 64]", "[64]");
+    std::fs::write(&file, sweep.replace("TIME", "20s")).expect("written");
+    let swept = with_root(&["sweep", file.to_str().expect("UTF-8"), "--json"]);
+    assert_eq!(swept.status.code(), Some(0), "{}", text(&swept));
+    assert_eq!(events(&json_lines(&swept), "result").len(), 2);
+    // What a configuration has to say is refused.
+    let output =
+        twoclocks().args(["train", "mnist", "--data"]).arg(&root).output().expect("starts");
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(
+        text(&output).contains("data.path: ") && text(&output).contains("UTF-8"),
+        "{}",
+        text(&output)
+    );
+}
+
 /// Longer than its time, so that it has several rungs.
 const RUNGS: &str = r#"
 recipe = "digits"
@@ -280,40 +314,6 @@ fn runs_of_shorter_rungs_keep_their_journals_only() {
         }
         assert!(lean >= 10, "{}", text(&output));
     }
-}
-
-/// Names of files need not be text, JSON and TOML are.
-#[cfg(unix)]
-#[test]
-fn folders_whose_names_are_no_text_do_no_harm() {
-    use std::os::unix::ffi::OsStrExt;
-    let scratch = Scratch::new("no-text");
-    let root = scratch.path().join(std::ffi::OsStr::from_bytes(b"r\xff"));
-    let with_root = |arguments: &[&str]| {
-        let mut command = twoclocks();
-        command.args(arguments).arg("--out").arg(&root).output().expect("the command starts")
-    };
-    let run = with_root(&[&SHORT[..], &["--json", "--quiet"]].concat());
-    assert!(run.status.success(), "{}", text(&run));
-    let listed = with_root(&["runs", "list", "--json"]);
-    assert_eq!(listed.status.code(), Some(0), "{}", text(&listed));
-    let path = json_lines(&listed)[0]["path"].as_str().expect("a path").to_owned();
-    assert!(path.contains("r\u{fffd}/digits-"), "{path}");
-    let file = scratch.path().join("rate.toml");
-    let sweep = SWEEP.replace("count = 5", "count = 2").replace("[32, 64]", "[64]");
-    std::fs::write(&file, sweep.replace("TIME", "20s")).expect("written");
-    let swept = with_root(&["sweep", file.to_str().expect("UTF-8"), "--json"]);
-    assert_eq!(swept.status.code(), Some(0), "{}", text(&swept));
-    assert_eq!(events(&json_lines(&swept), "result").len(), 2);
-    // What a configuration has to say is refused.
-    let output =
-        twoclocks().args(["train", "mnist", "--data"]).arg(&root).output().expect("starts");
-    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
-    assert!(
-        text(&output).contains("data.path: ") && text(&output).contains("UTF-8"),
-        "{}",
-        text(&output)
-    );
 }
 
 fn alone_run(lines: &[Value]) -> String {

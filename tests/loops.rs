@@ -123,8 +123,11 @@ fn an_interrupted_run_of_some_time_goes_on_with_the_rest_of_it() {
     checkpoint.save(&file).expect("saved");
     stop.store(false, Ordering::Relaxed);
     train::resume(&run, &mut StopAfter(1, &stop), &stop).expect("resumed");
+    let began = std::time::Instant::now();
     let outcome = train::resume(&run, &mut Silent, &AtomicBool::new(false)).expect("resumed");
+    let took = began.elapsed().as_secs_f64();
     assert_eq!(outcome.reason, Reason::Time);
+    assert!(took < 0.8, "{took} s: it began anew");
     // Twice opened, loaded and reported: all of it counts. If what came before did not, it would be 1.6 s.
     assert!((0.9..1.5).contains(&outcome.done.seconds_total), "{:?}", outcome.done);
     let record = record(Path::new(&outcome.done.run));

@@ -1,11 +1,13 @@
 //! What a training says of itself: that it changes nothing, and that it is what the tensors say.
 
+mod common;
+
 use twoclocks::Device;
 use twoclocks::clocks::{self, Matrix, collapse, imbalance, singular_values};
 use twoclocks::data::{NormalisationKind, Split, order, synthetic};
 use twoclocks::gemm::Precision;
 use twoclocks::nn::{LayerConfig, Parameters, Sequential};
-use twoclocks::optim::OptimizerConfig;
+use twoclocks::optim::{AverageConfig, OptimizerConfig};
 use twoclocks::train::{ProbeFigures, StepFigures, TrainOptions, Trainer};
 
 const CLASSES: usize = 5;
@@ -19,6 +21,10 @@ fn data(rows: usize, features: usize) -> Split {
 
 /// A trainer of these layers, in its first epoch.
 fn trainer(layers: &str, data: &Split, options: TrainOptions) -> Trainer {
+    trainer_on(2, layers, data, options)
+}
+
+fn trainer_on(threads: usize, layers: &str, data: &Split, options: TrainOptions) -> Trainer {
     #[derive(serde::Deserialize)]
     struct Model {
         layers: Vec<LayerConfig>,
@@ -26,7 +32,7 @@ fn trainer(layers: &str, data: &Split, options: TrainOptions) -> Trainer {
     let model: Model = toml::from_str(&format!("layers = [{layers}]")).expect("TOML");
     let mut parameters = Parameters::new();
     let model = Sequential::new(&model.layers, data.train.shape(), &mut parameters).expect("model");
-    let device = Device::cpu(2).expect("cpu");
+    let device = Device::cpu(threads).expect("cpu");
     let mut trainer =
         Trainer::new(&device, Box::new(model), parameters, data, options).expect("trainer");
     trainer.start_epoch(0).expect("epoch");
@@ -420,6 +426,174 @@ fn stable_ranks_are_followed_and_the_balance_of_wide_layers_is_estimated() {
         worst[0], worst[1]
     );
     assert!(worst[0] < 3e-2 && worst[1] < 3e-2, "{worst:?}");
+}
+
+/// Two of these weights are so wide that their effective rank is an estimate.
+const WIDE: &str = r#"
+    { kind = "linear", name = "fc1", outputs = 200, activation = "relu" },
+    { kind = "linear", name = "fc2", outputs = 256, activation = "relu" },
+    { kind = "linear", name = "fc3", outputs = 40, activation = "relu" },
+    { kind = "linear", name = "fc4", outputs = 5 },
+"#;
+const WIDE_SHAPES: [(&str, [usize; 2]); 4] = [
+    ("fc1.weight", [300, 200]),
+    ("fc2.weight", [200, 256]),
+    ("fc3.weight", [256, 40]),
+    ("fc4.weight", [40, 5]),
+];
+
+/// Replaces a weight.
+fn set(trainer: &mut Trainer, name: &str, values: &[f32]) {
+    let info = trainer.parameters().infos().iter().find(|info| info.name == name).expect("known");
+    let (offset, region) = (info.offset, trainer.parameters().weights());
+    trainer.store_mut().write(region, offset, values).expect("written");
+}
+
+/// `[rows, columns]` of this rank, from random factors, and noise on it.
+fn of_rank(rank: usize, [rows, columns]: [usize; 2], noise: f32) -> Vec<f32> {
+    let mut random = common::Random(7 + rank as u64);
+    let mut normal = || (0..12).map(|_| random.unit()).sum::<f64>() as f32 - 6.0;
+    let left: Vec<f32> = (0..rows * rank).map(|_| normal()).collect();
+    let right: Vec<f32> = (0..columns * rank).map(|_| normal()).collect();
+    let mut values = Vec::new();
+    for row in left.chunks(rank) {
+        for column in right.chunks(rank) {
+            let product = row.iter().zip(column).map(|(a, b)| a * b).sum::<f32>();
+            values.push(product + noise * normal());
+        }
+    }
+    values
+}
+
+#[test]
+fn effective_ranks_are_exact_where_small_and_else_nearly() {
+    let data = data(640, 300);
+    let options = TrainOptions { batch: 32, probe_rows: 64, ..TrainOptions::default() };
+    let mut trainer = trainer(WIDE, &data, options);
+    let check = |what: &str, trainer: &mut Trainer, bound: f64| {
+        let found = trainer.probe().expect("probe").weights;
+        for (weight, (name, shape)) in found.iter().zip(WIDE_SHAPES) {
+            let values = parameter(trainer, name);
+            let exact =
+                clocks::effective_rank(&singular_values(Matrix::new(shape[0], shape[1], &values)));
+            let rank = weight.effective_rank.expect("looked for");
+            println!("{what} {name}: {rank:.2}, exact {exact:.2}: {:+.2e}", rank / exact - 1.0);
+            let small = shape[0].min(shape[1]) <= 40;
+            close(&format!("{what} {name}"), rank, exact, if small { 1e-5 } else { bound });
+        }
+    };
+    check("start", &mut trainer, 0.01);
+    for turn in 0..3 {
+        steps(&mut trainer, 4 * turn, 4, 1e-2);
+        check("trained", &mut trainer, 0.01);
+    }
+    // What the subspace holds whole, what it does not, and signal over noise.
+    for (rank, noise, bound) in [(5, 0.0, 1e-3), (40, 0.0, 0.03), (100, 0.0, 0.03), (20, 0.3, 0.03)]
+    {
+        for (name, shape) in &WIDE_SHAPES[..2] {
+            set(&mut trainer, name, &of_rank(rank, *shape, noise));
+        }
+        check(&format!("rank {rank} noise {noise}"), &mut trainer, bound);
+    }
+    // The quick one does not look for them.
+    let quick = trainer.quick_probe().expect("probe").weights;
+    assert!(quick.iter().all(|weight| weight.effective_rank.is_none()));
+    // Nothing, and what is no number, have no rank; the others keep theirs.
+    for (values, what) in [(0.0, "zeros"), (f32::NAN, "NaN")] {
+        set(&mut trainer, "fc1.weight", &vec![values; 300 * 200]);
+        set(&mut trainer, "fc3.weight", &vec![values; 256 * 40]);
+        let found = trainer.probe().expect("probe").weights;
+        let ranks: Vec<f64> =
+            found.iter().map(|weight| weight.effective_rank.expect("looked for")).collect();
+        assert!(ranks[0].is_nan() && ranks[2].is_nan(), "{what}: {ranks:?}");
+        assert!(ranks[1] > 10.0 && ranks[3] > 3.0, "{what}: {ranks:?}");
+    }
+}
+
+#[test]
+fn a_probe_has_the_same_bits_on_one_thread_and_on_two() {
+    let data = data(640, 300);
+    let probes = [1, 2].map(|threads| {
+        let options = TrainOptions { batch: 32, probe_rows: 64, ..TrainOptions::default() };
+        let mut trainer = trainer_on(threads, WIDE, &data, options);
+        trainer.probe().expect("probe");
+        steps(&mut trainer, 0, 6, 1e-2);
+        trainer.probe().expect("probe")
+    });
+    let bits = |probe: &ProbeFigures| -> Vec<[u64; 2]> {
+        let of = |w: &twoclocks::train::WeightFigures| {
+            [w.stable_rank, w.effective_rank.expect("looked for")].map(f64::to_bits)
+        };
+        probe.weights.iter().map(of).collect()
+    };
+    assert_eq!(bits(&probes[0]), bits(&probes[1]));
+    assert_eq!(probes[0], probes[1]);
+}
+
+/// Reviews read the average of the weights, where there is one: the probe looks at the same ones.
+#[test]
+fn a_probe_looks_at_the_weights_that_reviews_read() {
+    const ROWS: usize = 50;
+    let data = data(200, 30);
+    let averages = [
+        AverageConfig::Ema { decay: 0.8, every: 1 },
+        AverageConfig::Lookahead { alpha: 0.5, every: 4 },
+    ];
+    for average in averages {
+        let optimizer = OptimizerConfig { average: Some(average), ..OptimizerConfig::adamw() };
+        let options = TrainOptions {
+            batch: 20,
+            normalise: NormalisationKind::None,
+            probe_rows: ROWS,
+            optimizer,
+            ..TrainOptions::default()
+        };
+        let mut trainer = trainer(PLAIN, &data, options);
+        // Not a step at which Lookahead brings both together.
+        steps(&mut trainer, 0, 6, 2e-2);
+        let found = trainer.probe().expect("probe");
+        let trained = weights(&trainer);
+        let region = trainer.optimizer().average().expect("an average");
+        let mut slow = vec![0f32; trained.len()];
+        trainer.store().read(region, 0, &mut slow).expect("read");
+        let of = |all: &[f32], name: &str| {
+            let info = trainer.parameters().infos().iter().find(|info| info.name == name);
+            let info = info.expect("known");
+            all[info.offset..][..info.shape.elements()].to_vec()
+        };
+        for (weight, shape) in found.weights.iter().zip([[30, 40], [40, 5]]) {
+            let name = format!("{}.weight", weight.name);
+            let norm =
+                |all: &[f32]| Matrix::new(shape[0], shape[1], &of(all, &name)).norm2().sqrt();
+            close(&name, weight.norm, norm(&slow), 1e-5);
+            assert!(
+                (norm(&trained) / norm(&slow) - 1.0).abs() > 1e-3,
+                "{average:?}: no difference"
+            );
+            let values = of(&slow, &name);
+            let singular = singular_values(Matrix::new(shape[0], shape[1], &values));
+            close(&name, weight.stable_rank, clocks::stable_rank(&singular), 2e-3);
+            let effective = weight.effective_rank.expect("looked for");
+            close(&name, effective, clocks::effective_rank(&singular), 1e-5);
+        }
+        // Collapse: of the slow net's features, with its last weight.
+        let x: Vec<f64> = inputs(&data, ROWS).iter().map(|&x| f64::from(x)).collect();
+        let [w1, b1, w2, b2] =
+            ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"].map(|name| of(&slow, name));
+        let h = linear(&x, &w1, &b1, true);
+        let z = linear(&h, &w2, &b2, false);
+        let largest = |row: &[f64]| {
+            (0..CLASSES).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("classes") as u32
+        };
+        let predicted: Vec<u32> = z.chunks(CLASSES).map(largest).collect();
+        let h: Vec<f32> = h.iter().map(|&x| x as f32).collect();
+        let labels = &data.train.labels()[..ROWS];
+        let (features, last) = (Matrix::new(ROWS, 40, &h), Matrix::new(40, CLASSES, &w2));
+        let want = collapse(features, labels, &predicted, last).expect("classes");
+        let found = found.collapse.expect("all classes are there");
+        close("nc1", found.within, want.within, 1e-3);
+        close("nc3", found.duality, want.duality, 1e-3);
+    }
 }
 
 #[test]

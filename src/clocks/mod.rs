@@ -15,6 +15,7 @@ mod advice;
 mod collapse;
 mod estimate;
 mod gates;
+mod quadrature;
 mod regression;
 mod series;
 mod spectrum;
@@ -25,6 +26,7 @@ pub use advice::{
 pub use collapse::{Collapse, collapse};
 pub use estimate::{Eta, Growth, Law, TailExponent, eta, growth, tail_exponent};
 pub use gates::Gates;
+pub use quadrature::{Bidiagonal, EstimatedRank, estimated_rank};
 pub use regression::{Interval, Line, line};
 pub use series::{Hit, Point, Series, half_decades};
 pub use spectrum::{

@@ -121,7 +121,7 @@ fn eigenvalues(mut a: Vec<f64>, n: usize) -> Vec<f64> {
         diagonal[0] = a[0];
     }
     beside.rotate_left(usize::from(n > 0));
-    tridiagonal(&mut diagonal, &mut beside);
+    tridiagonal(&mut diagonal, &mut beside, &mut []);
     diagonal
 }
 
@@ -142,8 +142,9 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// Sweeps for one eigenvalue, at most; two or three are usual.
 const SWEEPS: usize = 60;
 
-/// Replaces the diagonal of a symmetric tridiagonal matrix by its eigenvalues. `beside[i]` stands between i and i + 1.
-fn tridiagonal(d: &mut [f64], e: &mut [f64]) {
+/// Replaces the diagonal of a symmetric tridiagonal matrix by its eigenvalues. `e[i]` stands between i and i + 1. `first`,
+/// if not empty, is a row that is multiplied by the eigenvectors: of `(1, 0, ...)` their first elements are left.
+pub(super) fn tridiagonal(d: &mut [f64], e: &mut [f64], first: &mut [f64]) {
     let n = d.len();
     for low in 0..n {
         for sweep in 0.. {
@@ -177,6 +178,9 @@ fn tridiagonal(d: &mut [f64], e: &mut [f64]) {
                 p = s * r;
                 d[i + 1] = h + p;
                 g = c * r - b;
+                if let Some([left, right]) = first.get_mut(i..i + 2) {
+                    (*left, *right) = (c * *left - s * *right, s * *left + c * *right);
+                }
             }
             if whole {
                 d[low] -= p;

@@ -1,9 +1,12 @@
 //! What a run found of its two clocks, as its last line keeps it under the key `clocks`.
 
+use super::metrics::Epoch;
 use serde::{Deserialize, Serialize};
 
 /// The key of the journal's last line.
 pub const KEY: &str = "clocks";
+/// The key of a review at which levels were new.
+pub const REACHED: &str = "reached";
 
 /// Both clocks at the end of a run, or as far as it is. What was not measured, or is not to be told from the data, is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,7 +40,9 @@ pub struct Clocks {
     pub planned: Option<f64>,
     /// Mean stable rank of the weight matrices at the start, and now.
     pub stable_rank: Option<[f64; 2]>,
-    /// Share of its excess over 1 that is left.
+    /// Mean effective rank of the weight matrices when it was last measured.
+    pub effective_rank: Option<f64>,
+    /// Share of the excess of the stable rank over 1 that is left.
     pub excess_rank: Option<f64>,
     /// Share of the ReLU gates that changed between the last two measurements.
     pub gate_flips: Option<f64>,
@@ -58,6 +63,18 @@ pub struct Reached {
     pub step: f64,
     /// Seconds of training.
     pub seconds: f64,
+}
+
+/// Levels that were reached, as a review keeps them under [`REACHED`]: those that the review before did not know of.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewlyReached {
+    /// Of the fit clock.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fit: Vec<Reached>,
+    /// Of the simplicity clock.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub simple: Vec<Reached>,
 }
 
 /// A number with its 95 % interval.
@@ -110,6 +127,32 @@ impl Clocks {
         serde_json::to_value(self).unwrap_or(serde_json::Value::Null)
     }
 
+    /// What reviews say of a run that is not over, as far as they say it.
+    pub fn so_far(epochs: &[Epoch]) -> Clocks {
+        let mut clocks = Clocks::default();
+        for epoch in epochs {
+            let Some(value) = epoch.extra.get(REACHED) else { continue };
+            // Of another form: as if it were not there.
+            let Ok(new) = serde_json::from_value::<NewlyReached>(value.clone()) else { continue };
+            for (known, new) in [(&mut clocks.fit, new.fit), (&mut clocks.simple, new.simple)] {
+                // A resumed run says again what it knows.
+                known.retain(|old| new.iter().all(|new| new.level != old.level));
+                known.extend(new);
+            }
+        }
+        let latest = |key: &str| epochs.iter().rev().find_map(|e| e.extra.get(key)?.as_f64());
+        let last = epochs.last();
+        clocks.loss = last.map(|epoch| epoch.train_loss).filter(|loss| loss.is_finite());
+        clocks.accuracy = last.and_then(|epoch| epoch.train_acc);
+        clocks.margin = latest("train_margin");
+        clocks.least_margin = latest("least_margin");
+        clocks.saturated = latest("saturated");
+        clocks.contraction = latest("contraction");
+        clocks.planned = latest("planned_contraction");
+        clocks.excess_rank = latest("excess_rank");
+        clocks
+    }
+
     /// Of a journal's last line; `None` where that has none, or one of another form.
     pub fn of(done: &super::Done) -> Option<Clocks> {
         done.extra.get(KEY).and_then(|value| serde_json::from_value(value.clone()).ok())
@@ -118,8 +161,34 @@ impl Clocks {
 
 #[cfg(test)]
 mod tests {
-    use super::super::metrics::tests::done;
+    use super::super::metrics::tests::{done, epoch};
     use super::*;
+
+    #[test]
+    fn reviews_add_up_to_what_is_reached_so_far() {
+        let reached = |level: f64, step: f64| Reached { level, step, seconds: step / 100.0 };
+        let review = |step: u64, new: NewlyReached| {
+            let mut row = epoch(1, step, 0.9);
+            row.extra.insert("contraction".into(), (step as f64 / 1e3).into());
+            row.extra.insert(REACHED.into(), serde_json::to_value(new).unwrap());
+            row
+        };
+        let (first, second) = (reached(1.0, 5.0), reached(0.3, 15.0));
+        let slow = reached(0.9, 18.0);
+        let mut odd = epoch(1, 30, 0.9);
+        odd.extra.insert(REACHED.into(), "of another form".into());
+        let epochs = [
+            review(10, NewlyReached { fit: vec![first], simple: vec![] }),
+            review(20, NewlyReached { fit: vec![second], simple: vec![slow] }),
+            odd,
+            // Resumed: all of it again.
+            review(40, NewlyReached { fit: vec![first, second], simple: vec![slow] }),
+        ];
+        let found = Clocks::so_far(&epochs);
+        assert_eq!((found.fit, found.simple), (vec![first, second], vec![slow]));
+        assert_eq!(found.contraction, Some(0.04));
+        assert_eq!(Clocks::so_far(&[]), Clocks::default());
+    }
 
     #[test]
     fn it_comes_back_from_a_row() {

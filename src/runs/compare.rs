@@ -232,6 +232,8 @@ impl Comparison {
         for run in &self.runs {
             let figures = |epoch: &'_ Epoch| -> Vec<String> {
                 let numeric = epoch.extra.iter().filter(|(_, value)| mean(value).is_some());
+                // How many rows a review looked at is no curve.
+                let numeric = numeric.filter(|(key, _)| *key != "test_rows");
                 numeric.map(|(key, _)| key.clone()).collect()
             };
             let keys: BTreeSet<String> = run.epochs.iter().flat_map(figures).collect();

@@ -297,22 +297,8 @@ fn optional<T>(read: Result<T>) -> Result<Option<T>> {
 mod tests {
     use super::*;
     use crate::runs::folder::ENVIRONMENT;
-    use crate::runs::metrics::Journal;
     use crate::runs::metrics::tests::{done, epoch, step};
-    use crate::runs::scratch::Scratch;
-
-    fn run(root: &Path, name: &str, rows: Vec<Row>) -> RunFolder {
-        let path = root.join(name);
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join(METRICS), "").unwrap();
-        let mut folder = RunFolder::open(&path).unwrap();
-        folder.lock().unwrap();
-        let mut journal = Journal::open(&folder).unwrap();
-        for row in rows {
-            journal.append(row).unwrap();
-        }
-        folder
-    }
+    use crate::runs::scratch::{Scratch, run};
 
     #[test]
     fn runs_are_listed_by_age_with_their_state() {

@@ -59,8 +59,25 @@ pub fn replace_file(path: &std::path::Path, text: &str) -> crate::Result<()> {
 mod scratch {
     //! Folders for tests, removed when dropped.
 
+    use super::folder::METRICS;
+    use super::{Journal, Row, RunFolder};
+    use std::fs;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A run of that name under `root`, with these rows in its journal; locked as long as it lives.
+    pub fn run(root: &Path, name: &str, rows: Vec<Row>) -> RunFolder {
+        let path = root.join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(METRICS), "").unwrap();
+        let mut folder = RunFolder::open(&path).unwrap();
+        folder.lock().unwrap();
+        let mut journal = Journal::open(&folder).unwrap();
+        for row in rows {
+            journal.append(row).unwrap();
+        }
+        folder
+    }
 
     /// A folder of its own for one test.
     pub struct Scratch(PathBuf);

@@ -189,9 +189,8 @@ fn ended(folder: &RunFolder, differences: Vec<Difference>) -> Nearest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runs::metrics::Journal;
     use crate::runs::metrics::tests::{done, epoch, step};
-    use crate::runs::scratch::Scratch;
+    use crate::runs::scratch::{self, Scratch};
     use std::path::Path;
 
     const CONFIG: &str = r#"
@@ -273,16 +272,8 @@ mod tests {
     }
 
     fn run(root: &Path, name: &str, config: &str, rows: Vec<Row>) -> RunFolder {
-        let path = root.join(name);
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("metrics.jsonl"), "").unwrap();
-        let mut folder = RunFolder::open(&path).unwrap();
+        let folder = scratch::run(root, name, rows);
         folder.write_config(config).unwrap();
-        folder.lock().unwrap();
-        let mut journal = Journal::open(&folder).unwrap();
-        for row in rows {
-            journal.append(row).unwrap();
-        }
         folder
     }
 

@@ -24,6 +24,8 @@ use crate::runs::plot::{Bars, Chart, Line, SERIES, Scale, escape, short, trimmed
 const EARLIER_LISTED: usize = 20;
 /// Earlier runs of the same recipe whose accuracy is drawn beside this one's.
 const EARLIER_DRAWN: usize = 5;
+/// Key of the reviews that looked at a sample of the test rows: how many.
+const TEST_ROWS: &str = "test_rows";
 /// Rows of the table of epochs, at most; the journal has them all.
 const EPOCHS_LISTED: usize = 500;
 
@@ -229,7 +231,13 @@ fn charts(record: &Record, earlier: &[(Summary, Vec<Epoch>)]) -> Vec<String> {
     let (title, y_label) = ("Time per epoch".into(), "seconds".into());
     charts.push(Bars { title, y_label, x_label: "epoch".into(), parts, bars }.render());
 
-    for (key, series) in extra(epochs) {
+    let mut further: Vec<_> = extra(epochs).into_iter().collect();
+    // One rank beside the other.
+    further.sort_by_key(|(key, _)| match key.as_str() {
+        "effective_rank" => "stable_rank, effective".to_owned(),
+        key => key.to_owned(),
+    });
+    for (key, series) in further {
         let count = series.len();
         let (title, mut note, scale) = figure_of(&key);
         if count > SERIES.len() {
@@ -265,6 +273,7 @@ fn line(name: &str, class: &'static str, points: Vec<(f64, f64)>) -> Line {
 fn figure_of(key: &str) -> (String, String, Scale) {
     let (unit, scale) = match key {
         "stable_rank" => ("‖W‖² / ‖W‖₂², by layer", Scale::Linear),
+        "effective_rank" => ("exp of the singular values’ entropy, by layer", Scale::Linear),
         "weight_norm" => ("Frobenius, by layer", Scale::Linear),
         "gradient_norm" => ("root mean square, log scale", Scale::Log),
         "radial" => ("0 where the norm stands still, log scale", Scale::Log),
@@ -300,7 +309,8 @@ type Series = (String, Vec<(f64, f64)>);
 fn extra(epochs: &[Epoch]) -> BTreeMap<String, Vec<Series>> {
     let mut charts: BTreeMap<String, Vec<Series>> = BTreeMap::new();
     for epoch in epochs {
-        let others = epoch.extra.iter().filter(|(key, _)| !two_clocks::DRAWN.contains(&&key[..]));
+        let elsewhere = |key: &str| two_clocks::DRAWN.contains(&key) || key == TEST_ROWS;
+        let others = epoch.extra.iter().filter(|(key, _)| !elsewhere(key));
         for (key, value) in others {
             let values: Vec<(String, &Value)> = match value {
                 Value::Array(values) => {
@@ -379,7 +389,7 @@ fn epoch_table(epochs: &[Epoch]) -> String {
             duration(e.seconds),
             short(e.train_loss),
             short(e.test_loss),
-            percent(e.test_acc),
+            accuracy(e),
             short(e.margin),
             short(e.lr),
             short(e.samples_per_s),
@@ -415,6 +425,13 @@ fn environment_table(record: &Record) -> String {
     }
     html.push_str("</tbody></table></section>\n");
     html
+}
+
+/// The accuracy of a review, and of how many test rows where not of all.
+fn accuracy(epoch: &Epoch) -> String {
+    let rows = epoch.extra.get(TEST_ROWS).and_then(Value::as_u64);
+    let of = rows.map_or(String::new(), |rows| format!(" of {rows} rows"));
+    format!("{}{of}", percent(epoch.test_acc))
 }
 
 fn percent(share: f64) -> String {

@@ -3,11 +3,11 @@ use std::path::Path;
 
 use super::*;
 use crate::runs::Environment;
-use crate::runs::clocks::{Clocks, Estimate, Eta, Reached, Said, Tail};
+use crate::runs::clocks::{Clocks, Estimate, Eta, NewlyReached, REACHED, Reached, Said, Tail};
 use crate::runs::closing::tests::closing;
+use crate::runs::metrics::Row;
 use crate::runs::metrics::tests::{done, epoch, step};
-use crate::runs::metrics::{Journal, Row};
-use crate::runs::scratch::Scratch;
+use crate::runs::scratch::{Scratch, run};
 
 fn rendered(folder: &RunFolder) -> String {
     render(folder).unwrap();
@@ -43,19 +43,6 @@ fn well_formed(html: &str) {
     assert_eq!(open, [""; 0]);
 }
 
-fn run(root: &Path, name: &str, rows: Vec<Row>) -> RunFolder {
-    let path = root.join(name);
-    fs::create_dir(&path).unwrap();
-    fs::write(path.join("metrics.jsonl"), "").unwrap();
-    let mut folder = RunFolder::open(&path).unwrap();
-    folder.lock().unwrap();
-    let mut journal = Journal::open(&folder).unwrap();
-    for row in rows {
-        journal.append(row).unwrap();
-    }
-    folder
-}
-
 /// What a run found of its clocks.
 fn clocks(steps: f64, seconds: f64) -> Clocks {
     let reached = |level, share| Reached { level, step: share * steps, seconds: share * seconds };
@@ -80,6 +67,7 @@ fn clocks(steps: f64, seconds: f64) -> Clocks {
         contraction: Some(0.2),
         planned: Some(0.2),
         stable_rank: Some([9.0, 8.0]),
+        effective_rank: Some(31.25),
         excess_rank: Some(0.4),
         gate_flips: Some(0.012),
         done_in: Some(40.0),
@@ -109,6 +97,10 @@ fn trained(root: &Path, name: &str, epochs: u64, speed: f64, end: &str) -> RunFo
             (row.lr, row.seconds, row.margin) = (lr, seconds, 9.0 * progress);
             row.review_seconds = 0.06 + 0.02 * progress;
             row.extra.insert("stable_rank".into(), serde_json::json!([9.0 - progress, 4.5, 2.0]));
+            row.extra.insert(
+                "effective_rank".into(),
+                serde_json::json!([60.0 - 9.0 * progress, 41.5, 9.0]),
+            );
             row.extra.insert("excess_rank".into(), serde_json::json!(1.0 - 0.6 * progress));
             row.extra.insert("contraction".into(), serde_json::json!(0.2 * progress));
             row.extra.insert("planned_contraction".into(), serde_json::json!(0.2));
@@ -116,6 +108,7 @@ fn trained(root: &Path, name: &str, epochs: u64, speed: f64, end: &str) -> RunFo
             row.extra.insert("least_margin".into(), serde_json::json!(4.0 * progress - 3.0));
             row.extra.insert("advice".into(), serde_json::json!("keep going: the loss <falls>"));
             row.extra.insert("weight_norm".into(), serde_json::json!(20.0 - 3.0 * progress));
+            row.extra.insert(TEST_ROWS.into(), 2048.into());
             rows.push(row.into());
         }
     }
@@ -165,7 +158,10 @@ fn a_finished_run_stands_beside_the_earlier_ones() {
         "# &lt;one cycle&gt;",
         "avx512",
         "Stable rank",
+        "Effective rank</b>",
         "Weight norm",
+        " of 2048 rows</td>",
+        "<td>31.25</td>",
         "Time per epoch",
         "<title>test: ",
         // Both clocks
@@ -196,6 +192,10 @@ fn a_finished_run_stands_beside_the_earlier_ones() {
     }
     // What the clocks' panels draw has no chart of its own.
     assert!(!html.contains("<b>Excess rank</b>") && !html.contains("ontraction</b>"));
+    let at = |title: &str| html.find(title).unwrap_or_else(|| panic!("no {title}"));
+    let between = at("Effective rank</b>") - at("Stable rank</b>");
+    assert!(!html[at("Stable rank</b>")..][..between].contains("Weight norm"), "not side by side");
+    assert!(!html.contains("Test rows</b>"), "the size of a sample is no curve");
     assert!(!html.contains("the future"), "a later run is not an earlier one");
 }
 
@@ -221,6 +221,40 @@ fn a_run_under_way_says_what_its_last_review_advised() {
     let html = rendered(&run(scratch.path(), "digits", vec![review.into()]));
     assert!(html.contains("Advice: keep going") && html.contains("At the last review."));
     assert!(!html.contains("were not looked at"), "it is not over");
+}
+
+/// What is known of the clocks is on the page while the run goes on, not at its end alone.
+#[test]
+fn a_run_under_way_shows_the_levels_that_it_has_reached() {
+    let scratch = Scratch::new();
+    let folder = trained(scratch.path(), "digits", 2, 1.0, "epochs");
+    let journal = folder.read_text("metrics.jsonl").unwrap();
+    let rows = journal.lines().filter(|line| !line.contains("\"event\":\"done\""));
+    let mut rows: Vec<String> = rows.map(|row| format!("{row}\n")).collect();
+    assert!(!rows.concat().contains("\"fit\""), "the last line is gone");
+    let before = |rows: &[String]| {
+        folder.write_atomic("metrics.jsonl", rows.concat().as_bytes()).unwrap();
+        rendered(&folder)
+    };
+    assert!(!before(&rows).contains("class=\"mark"));
+    let mut review = epoch(3, 360, 0.9);
+    review.seconds = 2.0;
+    let hit = |level: f64| Reached { level, step: 100.0, seconds: 0.5 };
+    let new = NewlyReached { fit: vec![hit(1.0)], simple: vec![hit(0.75)] };
+    review.extra.insert("excess_rank".into(), 0.7.into());
+    review.extra.insert(REACHED.into(), serde_json::to_value(new).unwrap());
+    rows.push(Row::from(review).to_json() + "\n");
+    let html = before(&rows);
+    keep(&html, "under-way.html");
+    for expected in [
+        "<title>excess loss 1 at step 100, 500 ms</title>",
+        "<title>75 % of the excess rank left at step 100, 500 ms</title>",
+        "Fit clock: first at or below",
+        "<th scope=\"row\">excess rank left</th><td>70 %</td>",
+    ] {
+        assert!(html.contains(expected), "no {expected:?}");
+    }
+    assert!(!html.contains("Reached</b>"), "that is no chart");
 }
 
 #[test]

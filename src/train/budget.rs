@@ -46,8 +46,9 @@ pub(super) struct Times {
     /// A test row in a review, and a review beside its rows.
     pub(super) test_row: Option<f64>,
     pub(super) review_rest: f64,
-    /// A probe.
+    /// A probe without effective ranks, and these.
     pub(super) probe: f64,
+    pub(super) effective: Option<f64>,
     /// A checkpoint and a report.
     pub(super) checkpoint: Option<f64>,
     pub(super) report: Option<f64>,
@@ -74,11 +75,16 @@ impl Times {
         [Some(all), sample].into_iter().flatten().find(|&rows| self.review(rows) <= seconds)
     }
 
+    /// Seconds of a probe with effective ranks, which take as long as the rest where they have not been timed.
+    pub(super) fn whole_probe(&self) -> f64 {
+        self.probe + self.effective.unwrap_or(self.probe)
+    }
+
     /// Seconds of all that comes after the last step: `rows` test rows are reviewed, a checkpoint has so many bytes.
     fn ending(&self, rows: usize, bytes: f64) -> f64 {
         let unmeasured = ENDING_SECONDS + bytes / ENDING_BYTES_PER_S;
         let written = self.checkpoint.zip(self.report).map_or(unmeasured, |(a, b)| a + b);
-        self.review(rows) + self.probe + written + EXIT_SECONDS
+        self.review(rows) + self.whole_probe() + written + EXIT_SECONDS
     }
 }
 
@@ -139,13 +145,13 @@ impl Runner<'_> {
         by_epochs || self.used_up(limits).is_some()
     }
 
-    /// Whether a review of which `seconds` are spent looks at the weights too: at the end (of the budget, or as the target is reached), and else where all such looks
-    /// stay within half of the share of reviews.
-    pub(super) fn probe_is_due(&self, seconds: f64, reached: bool) -> bool {
+    /// Whether a review of which `seconds` are spent looks at the weights too, for `cost` more: at the end (of the budget, or as the target is
+    /// reached), and else where all such looks stay within half of the share of reviews.
+    pub(super) fn probe_is_due(&self, seconds: f64, reached: bool, cost: f64) -> bool {
         let LoopConfig { review_share, .. } = self.config.train;
         let all = review_share * self.position.seconds_training();
-        let probes = self.position.seconds_probe() + self.times.probe;
-        let reviews = self.position.seconds_review() + seconds + self.times.probe;
+        let probes = self.position.seconds_probe() + cost;
+        let reviews = self.position.seconds_review() + seconds + cost;
         let over = reached || self.is_over();
         self.config.clocks.telemetry && (over || (probes <= all / 2.0 && reviews <= all))
     }

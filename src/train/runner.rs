@@ -191,7 +191,7 @@ impl<'a> Runner<'a> {
         if self.config.clocks.telemetry {
             // Before the first step that is the beginning of the slow clock; after a resumption, what the next probe is
             // compared with.
-            let probe = self.probe()?;
+            let probe = self.quick_probe()?;
             if self.position.step == 0 {
                 self.watch.start(&probe);
             }
@@ -375,12 +375,26 @@ impl<'a> Runner<'a> {
         Ok((self.test_rows, of_all))
     }
 
-    /// Looks at the probe batch and the weights, and takes the time of that.
-    fn probe(&mut self) -> Result<ProbeFigures> {
+    /// Looks at the probe batch and the weights, and takes the time of that; without effective ranks.
+    fn quick_probe(&mut self) -> Result<ProbeFigures> {
         let began = Instant::now();
-        let probe = self.trainer.probe()?;
+        let probe = self.trainer.quick_probe()?;
         self.times.probe = began.elapsed().as_secs_f64();
         Ok(probe)
+    }
+
+    /// Probes as far as a review of which `seconds` are spent allows: not at all, without effective ranks, or with them.
+    fn probe(&mut self, seconds: f64, reached: bool) -> Result<Option<ProbeFigures>> {
+        if !self.probe_is_due(seconds, reached, self.times.probe) {
+            return Ok(None);
+        }
+        let mut probe = self.quick_probe()?;
+        if self.probe_is_due(seconds, reached, self.times.whole_probe()) {
+            let began = Instant::now();
+            self.trainer.add_effective_ranks(&mut probe)?;
+            self.times.effective = Some(began.elapsed().as_secs_f64());
+        }
+        Ok(Some(probe))
     }
 
     /// Reviews all test rows, or a sample of so many, unless nothing was learned since the last review.
@@ -417,8 +431,7 @@ impl<'a> Runner<'a> {
         let figures = self.trainer.take_figures()?;
         row.train_acc = figures.as_ref().map(|figures| figures.accuracy);
         let before_probe = began.elapsed().as_secs_f64();
-        let due = self.probe_is_due(before_probe, reached);
-        let probe = due.then(|| self.probe()).transpose()?;
+        let probe = self.probe(before_probe, reached)?;
         let of_probe = began.elapsed().as_secs_f64() - before_probe;
         let outlook = self.outlook();
         self.watch.review(&mut row, figures.as_ref(), probe.as_ref(), outlook);

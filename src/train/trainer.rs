@@ -353,7 +353,7 @@ impl Trainer {
     }
 
     /// The parameters that reviews read: the average, where there is one.
-    fn evaluated(&self) -> Bound {
+    pub(super) fn evaluated(&self) -> Bound {
         match self.optimizer.average() {
             Some(average) => self.parameters.with_weights(average),
             None => self.parameters.clone(),
@@ -500,12 +500,23 @@ impl Trainer {
         }
     }
 
-    /// Looks at the model on the probe batch, the first training rows of the data set, and at its weights. Not
+    /// Looks at the model on the probe batch, the first training rows of the data set, and at its weights: those that reviews
+    /// read, which is the average where there is one. Not
     /// state of a run: what it compares with, and begins from, is the probe before in this process.
     ///
     /// # Errors
     /// Recording fails.
     pub fn probe(&mut self) -> Result<ProbeFigures> {
+        let mut figures = self.quick_probe()?;
+        self.add_effective_ranks(&mut figures)?;
+        Ok(figures)
+    }
+
+    /// The same without the effective ranks, which may take as long as the rest.
+    ///
+    /// # Errors
+    /// Recording fails.
+    pub fn quick_probe(&mut self) -> Result<ProbeFigures> {
         let mut probe = match self.probe.take() {
             Some(probe) => probe,
             None => Probe::new(self)?,
@@ -513,6 +524,14 @@ impl Trainer {
         let figures = probe.figures(self);
         self.probe = Some(probe);
         figures
+    }
+
+    /// Adds the effective ranks to the figures of the last quick probe; no step may lie between the two.
+    pub(super) fn add_effective_ranks(&mut self, figures: &mut ProbeFigures) -> Result<()> {
+        let Some(mut probe) = self.probe.take() else { return Ok(()) };
+        let added = probe.add_effective_ranks(self, figures);
+        self.probe = Some(probe);
+        added
     }
 
     /// The recording of a whole step of the first batch, for profiles and cost figures.

@@ -231,6 +231,8 @@ on_stand_in! {
             for (got, want) in got.weights.iter().zip(&want.weights) {
                 near(&got.name, got.norm, want.norm, 1e-4);
                 near(&got.name, got.stable_rank, want.stable_rank, 2e-2);
+                let [rank, wanted] = [got, want].map(|w| w.effective_rank.expect("looked for"));
+                near(&got.name, rank, wanted, 1e-2);
             }
             assert!(!got.balance.is_empty() && !got.flips.is_empty(), "{what}: {got:?}");
             for (got, want) in got.balance.iter().zip(&want.balance) {

@@ -43,6 +43,7 @@ pub fn lines(clocks: &Clocks) -> Vec<String> {
     let slow = [
         clocks.contraction.map(|c| format!("C = {}", twoclocks::clocks::contraction(c))),
         clocks.stable_rank.map(|[start, now]| format!("mean stable rank {start:.1} -> {now:.1}")),
+        clocks.effective_rank.map(|rank| format!("effective rank {rank:.1}")),
         clocks.excess_rank.map(|share| format!("{} of its excess left", percent(share))),
         clocks
             .gate_flips

@@ -21,8 +21,8 @@ pub(super) fn section(record: &Record) -> String {
     if epochs.is_empty() {
         return String::new();
     }
-    // Nothing while it trains.
-    let clocks = record.done.as_ref().and_then(Clocks::of).unwrap_or_default();
+    let ended = record.done.as_ref().and_then(Clocks::of);
+    let clocks = ended.unwrap_or_else(|| Clocks::so_far(epochs));
     let share = |level: f64| format!("{} %", short(100.0 * level));
     let found = [
         advice(record, &clocks),
@@ -133,7 +133,7 @@ fn panels(record: &Record, clocks: &Clocks) -> Panels {
     let planned = epochs.last().and_then(|e| e.extra.get("planned_contraction")?.as_f64());
     let planned = planned.map(|c| format!(", {} as planned", short(c))).unwrap_or_default();
     let contraction = Panel {
-        title: format!("Simplicity: contraction C = Σ rate × decay{planned}"),
+        title: format!("Simplicity: C = Σ rate × decay{planned}"),
         scale: Scale::FromZero,
         lines: vec![unnamed(line("contraction", "s2", extra("contraction")))],
         marks: Vec::new(),
@@ -261,6 +261,7 @@ fn facts(clocks: &Clocks) -> String {
         ("C as planned", clocks.planned.map(short)),
         ("until C simplifies a linear net", clocks.done_in.map(duration)),
         ("mean stable rank", ranks),
+        ("mean effective rank", clocks.effective_rank.map(short)),
         ("excess rank left", clocks.excess_rank.map(percent)),
         ("gates that changed last", clocks.gate_flips.map(percent)),
     ];

@@ -9,7 +9,7 @@ use crate::clocks::{Collapse, Gates, Matrix, collapse};
 use crate::error::Result;
 use crate::nn::{LayerKind, Mode, Noted};
 use crate::ops::{Activation, Recorder, Var};
-use crate::tape::{Recording, Tape};
+use crate::tape::{Recording, Region, Tape};
 use crate::train::trainer::{Pass, Resident, Trainer};
 
 /// Most classes of which the collapse is measured: it takes the eigenvectors of a matrix with that side.
@@ -18,6 +18,8 @@ const MOST_CLASSES: usize = 64;
 /// The recordings of the probe, and what the last one left.
 pub(in crate::train) struct Probe {
     rows: usize,
+    /// Where the weights are that it looks at.
+    weights: Region,
     pass: Recording,
     labels: Vec<u32>,
     gates: Vec<Gated>,
@@ -53,8 +55,10 @@ impl Probe {
         let mut labels = vec![0u32; rows];
         trainer.store.read(data.labels, 0, &mut labels)?;
         let mut tape = Tape::new(&trainer.store);
+        // What reviews read: the average, where there is one.
+        let parameters = trainer.evaluated();
         let Pass { logits, noted, .. } =
-            trainer.record_forward(&mut tape, &trainer.parameters, &data, rows, Mode::Eval)?;
+            trainer.record_forward(&mut tape, &parameters, &data, rows, Mode::Eval)?;
         let mut gates = Vec::new();
         for Noted { name, kind, output, .. } in &noted {
             let (LayerKind::Linear { activation, .. } | LayerKind::Activation(activation)) = *kind
@@ -76,10 +80,12 @@ impl Probe {
             tape.output(logits)?;
         }
         let pass = tape.compile(&trainer.store)?;
-        let spectra = Spectra::new(trainer, &noted, logits)?;
-        Ok(Probe { rows, pass, labels, gates, last, spectra })
+        let weights = parameters.weights();
+        let spectra = Spectra::new(trainer, weights, &noted, logits)?;
+        Ok(Probe { rows, weights, pass, labels, gates, last, spectra })
     }
 
+    /// All but the effective ranks.
     pub(in crate::train) fn figures(&mut self, trainer: &mut Trainer) -> Result<ProbeFigures> {
         // Without gates or a last layer the pass has nothing to say.
         if !self.gates.is_empty() || self.last.is_some() {
@@ -102,10 +108,23 @@ impl Probe {
         Ok(ProbeFigures { weights, balance, flips, collapse, schatten })
     }
 
+    /// Adds the effective ranks to the figures that were just found.
+    pub(in crate::train) fn add_effective_ranks(
+        &mut self,
+        trainer: &mut Trainer,
+        figures: &mut ProbeFigures,
+    ) -> Result<()> {
+        let ranks = self.spectra.effective_ranks(trainer)?;
+        for (weight, rank) in figures.weights.iter_mut().zip(ranks) {
+            weight.effective_rank = Some(rank);
+        }
+        Ok(())
+    }
+
     fn collapse(&self, trainer: &Trainer, last: &Last) -> Result<Option<Collapse>> {
         let (features, logits) = (self.pass.read(last.features)?, self.pass.read(last.logits)?);
         let mut weight = vec![0f32; last.width * last.classes];
-        trainer.store.read(trainer.parameters.weights(), last.offset, &mut weight)?;
+        trainer.store.read(self.weights, last.offset, &mut weight)?;
         let first_largest = |row: &[f32]| {
             let mut best = 0;
             for (class, &z) in row.iter().enumerate() {

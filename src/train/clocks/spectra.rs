@@ -8,11 +8,13 @@
 //!   less than `GAIN` more. Of matrices with nothing but noise, whose singular values lie side by side, the stable rank is
 //!   then up to 2 % too large, of others some tenths of a percent.
 //!   Source: Golub, Van Loan, "Matrix computations", 8.2.4.
+//! - **Effective rank.** See `effective.rs`.
 //! - **Balance.** `W^T W` and `V V^T` as they are, or, where these two products would take more than `EXACT_FLOPS`, times
 //!   `SIGNS` vectors of random signs, the same at every probe: the mean of `|D z|^2` is `|D|^2` (Hutchinson, 1990). Where D has
 //!   r directions of about the same size, the estimate of `|D|` is off by a share of about `1 / sqrt(2 r SIGNS)`: 0.02 for a
 //!   start at random, 0.13 for a single one.
 
+use super::effective::Effective;
 use super::measure::WeightFigures;
 use crate::clocks::{Matrix, schatten, singular_values};
 use crate::device::F32Slot;
@@ -23,9 +25,10 @@ use crate::random::Random;
 use crate::tape::{Recording, Region, Store, Tape};
 use crate::tensor::DType;
 use crate::train::trainer::Trainer;
+use std::mem;
 
 /// Vectors of a subspace: a product with one of them takes as long.
-const VECTORS: usize = 16;
+pub(super) const VECTORS: usize = 16;
 /// Rounds of a probe, at least and at most. In training it is three as a rule.
 const LEAST_ROUNDS: usize = 2;
 const MOST_ROUNDS: usize = 12;
@@ -36,11 +39,13 @@ const SIGNS: usize = 32;
 /// What the Gram matrices of two layers may take: some 0.3 ms of a thread.
 const EXACT_FLOPS: f64 = 2.5e7;
 /// Names the random numbers of the probe.
-const SEED: u64 = 0x0070_726f_6265;
+pub(super) const SEED: u64 = 0x0070_726f_6265;
 
 /// The recordings over the weights, and the subspaces that the last probe left.
 pub(in crate::train) struct Spectra {
     weights: Vec<Weight>,
+    /// Where these are, of all parameters.
+    region: Region,
     /// A round of the iteration, and `W Q` and `W^T W Q` of each weight in it.
     round: Recording,
     images: Vec<[Var; 2]>,
@@ -49,6 +54,7 @@ pub(in crate::train) struct Spectra {
     norms: Vec<Var>,
     pairs: Vec<Pair>,
     end_to_end: Option<EndToEnd>,
+    effective: Option<Effective>,
 }
 
 /// What is found.
@@ -59,17 +65,21 @@ pub(in crate::train) struct Spectral {
 }
 
 /// A weight and its subspace.
-struct Weight {
-    parameter: usize,
-    name: String,
-    offset: usize,
+pub(super) struct Weight {
+    pub(super) parameter: usize,
+    pub(super) name: String,
+    pub(super) offset: usize,
     /// Inputs and outputs.
-    shape: [usize; 2],
+    pub(super) shape: [usize; 2],
     normalised: bool,
-    /// Q, `[side, count]`, for the shorter side of the weight.
+    /// Q of the next round, `[side, count]`, for the shorter side of the weight.
     region: Region,
     vectors: Vec<f32>,
-    count: usize,
+    pub(super) count: usize,
+    /// Q of the last round, the singular values of `W Q`, and the norm of W.
+    pub(super) looked: Vec<f32>,
+    pub(super) singular: Vec<f64>,
+    pub(super) norm: f64,
 }
 
 /// `W^T W` and `V V^T`, or what they make of some vectors.
@@ -86,29 +96,29 @@ struct EndToEnd {
 }
 
 impl Weight {
-    fn longer(&self) -> usize {
+    pub(super) fn longer(&self) -> usize {
         self.shape[0].max(self.shape[1])
     }
 
-    fn shorter(&self) -> usize {
+    pub(super) fn shorter(&self) -> usize {
         self.shape[0].min(self.shape[1])
     }
 
     /// The weight on a tape.
-    fn on(&self, tape: &mut Tape, weights: Region) -> Result<Var> {
+    pub(super) fn on(&self, tape: &mut Tape, weights: Region) -> Result<Var> {
         tape.persistent(&self.name, weights, self.offset, self.shape)
     }
 }
 
 impl Spectra {
-    /// Of the weights that are matrices, in the order of their declaration.
+    /// Of the weights of that region that are matrices, in the order of their declaration.
     pub(in crate::train) fn new(
         trainer: &mut Trainer,
+        region: Region,
         noted: &[Noted],
         logits: Var,
     ) -> Result<Spectra> {
         let weights = weights(trainer, noted)?;
-        let region = trainer.parameters.weights();
         let store = &mut trainer.store;
 
         let mut tape = Tape::new(store);
@@ -149,7 +159,8 @@ impl Spectra {
             None => None,
         };
         let rest = tape.compile(&trainer.store)?;
-        Ok(Spectra { weights, round, images, rest, norms, pairs, end_to_end })
+        let effective = None;
+        Ok(Spectra { weights, region, round, images, rest, norms, pairs, end_to_end, effective })
     }
 
     pub(in crate::train) fn figures(&mut self, trainer: &mut Trainer) -> Result<Spectral> {
@@ -165,13 +176,15 @@ impl Spectra {
             self.rest.replay(store)?;
         }
         let mut weights = Vec::new();
-        for (i, weight) in self.weights.iter().enumerate() {
+        for (i, weight) in self.weights.iter_mut().enumerate() {
             let norm = f64::from(self.rest.read(self.norms[i])?[0]);
+            weight.norm = norm;
             weights.push(WeightFigures {
                 name: weight.name.clone(),
                 shape: weight.shape,
                 norm,
                 stable_rank: (norm / largest[i]).powi(2),
+                effective_rank: None,
                 normalised: weight.normalised,
             });
         }
@@ -191,9 +204,19 @@ impl Spectra {
         };
         Ok(Spectral { weights, balance, schatten })
     }
-}
 
-impl Spectra {
+    /// The effective ranks of the weights, which are those that were last looked at.
+    pub(in crate::train) fn effective_ranks(&mut self, trainer: &mut Trainer) -> Result<Vec<f64>> {
+        let effective = match &mut self.effective {
+            Some(effective) => effective,
+            None => {
+                let made = Effective::new(&mut trainer.store, &self.weights, self.region)?;
+                self.effective.insert(made)
+            }
+        };
+        effective.ranks(&mut trainer.store, &self.weights)
+    }
+
     /// A round of the iteration, after which `largest` has the singular values. The largest share that one grew by.
     fn round(&mut self, store: &mut Store, largest: &mut [f64]) -> Result<f64> {
         for weight in &self.weights {
@@ -205,11 +228,13 @@ impl Spectra {
         let mut gain = 0f64;
         for ((weight, images), largest) in self.weights.iter_mut().zip(&self.images).zip(largest) {
             let [u, y] = [self.round.read(images[0])?, self.round.read(images[1])?];
-            let found = top(Matrix::new(weight.longer(), weight.count, &u));
+            let singular = all_singular(Matrix::new(weight.longer(), weight.count, &u));
+            let found = singular[0];
             // NaN is no gain: more rounds would not find a number.
             gain = gain.max((found - *largest) / found);
             *largest = found;
-            weight.vectors = orthonormal(&y, weight.count);
+            weight.singular = singular;
+            weight.looked = mem::replace(&mut weight.vectors, orthonormal(&y, weight.count));
         }
         Ok(gain)
     }
@@ -247,6 +272,9 @@ fn weights(trainer: &mut Trainer, noted: &[Noted]) -> Result<Vec<Weight>> {
             region,
             vectors: orthonormal(&start, count),
             count,
+            looked: Vec::new(),
+            singular: Vec::new(),
+            norm: f64::NAN,
         });
     }
     Ok(weights)
@@ -362,9 +390,10 @@ fn finite(values: &[f32]) -> bool {
     values.iter().all(|value| value.is_finite())
 }
 
-/// The largest singular value; NaN where a value is not finite.
-fn top(u: Matrix<'_>) -> f64 {
-    if finite(u.values) { singular_values(u).first().copied().unwrap_or(0.0) } else { f64::NAN }
+/// The singular values, largest first; NaN where a value is not finite.
+pub(super) fn all_singular(u: Matrix<'_>) -> Vec<f64> {
+    let side = u.rows.min(u.columns);
+    if finite(u.values) { singular_values(u) } else { vec![f64::NAN; side] }
 }
 
 /// `|A - B| / (|A| + |B|)`.

@@ -8,7 +8,7 @@ use crate::clocks::{
 };
 use crate::optim::{Decay, OptimizerConfig, Rule};
 use crate::runs::Epoch;
-use crate::runs::clocks::{Clocks, Estimate, Eta, Reached, Said, Tail};
+use crate::runs::clocks::{Clocks, Estimate, Eta, NewlyReached, REACHED, Reached, Said, Tail};
 use crate::train::config::Config;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -135,6 +135,12 @@ fn push(series: &mut Series, point: Point) {
 fn reached(hits: Vec<Hit>) -> Vec<Reached> {
     let reached = |hit: Hit| Reached { level: hit.level, step: hit.step, seconds: hit.seconds };
     hits.into_iter().map(reached).collect()
+}
+
+/// Those of the levels now that were not among those before.
+fn beyond(before: &[Reached], now: &[Reached]) -> Vec<Reached> {
+    let known = |level: f64| before.iter().any(|hit| hit.level == level);
+    now.iter().copied().filter(|hit| !known(hit.level)).collect()
 }
 
 fn estimate(interval: Interval) -> Option<Estimate> {
@@ -314,9 +320,18 @@ impl Watch {
         let advice = self.adviser.review(&state);
         self.last = (self.contraction, row.seconds);
 
+        let fit = reached(self.loss.hits(&levels));
+        let simple = reached(self.excess.hits(&SIMPLE_LEVELS));
+        let new = NewlyReached {
+            fit: beyond(&self.now.fit, &fit),
+            simple: beyond(&self.now.simple, &simple),
+        };
+        if new != NewlyReached::default() {
+            row.extra.insert(REACHED.to_owned(), json!(new));
+        }
         self.now = Clocks {
-            fit: reached(self.loss.hits(&levels)),
-            simple: reached(self.excess.hits(&SIMPLE_LEVELS)),
+            fit,
+            simple,
             loss: Some(row.train_loss).filter(|loss| loss.is_finite()),
             floor: self.floor,
             accuracy: steps.map(|steps| steps.accuracy),
@@ -335,6 +350,7 @@ impl Watch {
                 .zip(rank)
                 .map(|(start, now)| [start, now])
                 .or(self.now.stable_rank),
+            effective_rank: probe.and_then(mean_effective).or(self.now.effective_rank),
             excess_rank: Some(last_excess).filter(|excess| excess.is_finite()),
             gate_flips: probe.and_then(mean_flips).or(self.now.gate_flips),
             done_in,
@@ -394,6 +410,9 @@ impl Watch {
                 object(probe.weights.iter().map(|w| (w.name.as_str(), value(w))))
             };
             put("stable_rank", by(|w| w.stable_rank));
+            if probe.weights.iter().any(|w| w.effective_rank.is_some()) {
+                put("effective_rank", by(|w| w.effective_rank.unwrap_or(f64::NAN)));
+            }
             put("weight_norm", by(|w| w.norm));
             let pairs = |pairs: &[(String, f64)]| {
                 object(pairs.iter().map(|(name, value)| (name.as_str(), *value)))
@@ -423,6 +442,14 @@ impl Watch {
 fn mean_rank(probe: &ProbeFigures) -> Option<f64> {
     let ranks = probe.weights.iter().map(|weight| weight.stable_rank);
     let mean = ranks.sum::<f64>() / probe.weights.len() as f64;
+    mean.is_finite().then_some(mean)
+}
+
+/// The mean effective rank of the weight matrices; `None` where it was not looked for.
+fn mean_effective(probe: &ProbeFigures) -> Option<f64> {
+    let ranks: Option<Vec<f64>> = probe.weights.iter().map(|w| w.effective_rank).collect();
+    let ranks = ranks.filter(|ranks| !ranks.is_empty())?;
+    let mean = ranks.iter().sum::<f64>() / ranks.len() as f64;
     mean.is_finite().then_some(mean)
 }
 

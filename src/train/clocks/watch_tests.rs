@@ -8,6 +8,7 @@ fn probe(rank: f64) -> ProbeFigures {
         shape: [64, 64],
         norm: 5.0,
         stable_rank: rank,
+        effective_rank: Some(1.5 * rank),
         normalised: false,
     };
     ProbeFigures {
@@ -84,6 +85,33 @@ fn both_clocks_have_their_hitting_times() {
     let tail = clocks.tail_exponent.as_ref().expect("it fell");
     assert_eq!(tail.law, "exponential", "{tail:?}");
     assert!(!clocks.advice.is_empty());
+    assert_eq!(
+        last.extra["effective_rank"]["fc1"].as_f64(),
+        clocks.effective_rank,
+        "{:?}",
+        last.extra
+    );
+}
+
+/// Each level is in the row of the review that is the first to know of it, and in no other.
+#[test]
+fn a_review_names_the_levels_that_are_new() {
+    let mut watch = watch(&Memory::default());
+    watch.start(&probe(21.0));
+    let mut so_far = NewlyReached::default();
+    for hundred in 0..10 {
+        let row = run(&mut watch, 100 * hundred + 1..=100 * (hundred + 1));
+        let Some(new) = row.extra.get(REACHED) else { continue };
+        let new: NewlyReached = serde_json::from_value(new.clone()).expect("its own form");
+        let last = (100 * hundred) as f64;
+        for hit in new.fit.iter().chain(&new.simple) {
+            assert!(hit.step > last - 100.0 && hit.step <= last + 100.0, "{hit:?} at {last}");
+        }
+        so_far.fit.extend(new.fit);
+        so_far.simple.extend(new.simple);
+    }
+    assert_eq!((&so_far.fit, &so_far.simple), (&watch.now.fit, &watch.now.simple));
+    assert!(so_far.fit.len() > 4 && so_far.simple.len() == 4, "{so_far:?}");
 }
 
 #[test]
