@@ -272,11 +272,25 @@ fn figures_of_the_steps_are_those_of_the_tensors() {
     }
 }
 
+/// The rows of a probe: from all over the data set, evenly.
+fn probed(data: &Split, rows: usize) -> impl Iterator<Item = usize> {
+    let all = data.train.rows();
+    (0..rows).map(move |i| i * all / rows)
+}
+
 /// Rows of the data set as a net's first layer reads them.
 fn inputs(data: &Split, rows: usize) -> Vec<f32> {
-    let mut values = vec![0f32; rows * data.train.features()];
-    data.train.rows_f32(0..rows, &mut values);
+    let width = data.train.features();
+    let mut values = vec![0f32; rows * width];
+    for (row, values) in probed(data, rows).zip(values.chunks_mut(width)) {
+        data.train.rows_f32(row..row + 1, values);
+    }
     values
+}
+
+/// Their labels.
+fn labels(data: &Split, rows: usize) -> Vec<u32> {
+    probed(data, rows).map(|row| data.train.labels()[row]).collect()
 }
 
 /// `act(x W + b)` in f64.
@@ -294,7 +308,7 @@ fn linear(x: &[f64], weight: &[f32], bias: &[f32], relu: bool) -> Vec<f64> {
     y
 }
 
-/// Hidden activations and logits of the net `PLAIN` on the first `rows` rows.
+/// Hidden activations and logits of the net `PLAIN` on `rows` rows of a probe.
 fn pass(trainer: &Trainer, data: &Split, rows: usize) -> [Vec<f64>; 2] {
     let x: Vec<f64> = inputs(data, rows).iter().map(|&x| f64::from(x)).collect();
     let of = |name: &str| parameter(trainer, name);
@@ -368,7 +382,7 @@ fn a_probe_sees_gates_collapse_and_weights() {
         };
         let predicted: Vec<u32> = z.chunks(CLASSES).map(largest).collect();
         let h = narrow(&h);
-        let labels = &data.train.labels()[..ROWS];
+        let labels = &labels(&data, ROWS);
         let last = Matrix::new(40, CLASSES, &second);
         let want = collapse(Matrix::new(ROWS, 40, &h), labels, &predicted, last).expect("classes");
         let collapse = found.collapse.expect("all classes are there");
@@ -587,7 +601,7 @@ fn a_probe_looks_at_the_weights_that_reviews_read() {
         };
         let predicted: Vec<u32> = z.chunks(CLASSES).map(largest).collect();
         let h: Vec<f32> = h.iter().map(|&x| x as f32).collect();
-        let labels = &data.train.labels()[..ROWS];
+        let labels = &labels(&data, ROWS);
         let (features, last) = (Matrix::new(ROWS, 40, &h), Matrix::new(40, CLASSES, &w2));
         let want = collapse(features, labels, &predicted, last).expect("classes");
         let found = found.collapse.expect("all classes are there");

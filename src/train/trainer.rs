@@ -500,7 +500,7 @@ impl Trainer {
         }
     }
 
-    /// Looks at the model on the probe batch, the first training rows of the data set, and at its weights: those that reviews
+    /// Looks at the model on the probe batch, training rows from all over the data set, and at its weights: those that reviews
     /// read, which is the average where there is one. Not
     /// state of a run: what it compares with, and begins from, is the probe before in this process.
     ///

@@ -48,12 +48,15 @@ struct Last {
 
 impl Probe {
     pub(in crate::train) fn new(trainer: &mut Trainer) -> Result<Probe> {
-        let rows = trainer.options.probe_rows.clamp(1, trainer.train.rows);
-        let order: Vec<u32> = (0..rows as u32).collect();
+        let all = trainer.train.rows;
+        let rows = trainer.options.probe_rows.clamp(1, all);
+        // From all over the set, as a file may have its classes one after another.
+        let order: Vec<u32> = (0..rows).map(|i| (i * all / rows) as u32).collect();
+        let mut of_all = vec![0u32; all];
+        trainer.store.read(trainer.train.labels, 0, &mut of_all)?;
+        let labels = order.iter().map(|&row| of_all[row as usize]).collect();
         let order = trainer.store.upload("probe.order", &order);
-        let data = Resident { order, rows, ..trainer.train };
-        let mut labels = vec![0u32; rows];
-        trainer.store.read(data.labels, 0, &mut labels)?;
+        let data = Resident { order, ..trainer.train };
         let mut tape = Tape::new(&trainer.store);
         // What reviews read: the average, where there is one.
         let parameters = trainer.evaluated();

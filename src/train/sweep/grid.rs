@@ -231,6 +231,11 @@ fn grid(base: &Config, vary: &Table, place: &str) -> Result<Vec<Point>> {
     for (key, range) in keys {
         let named = format!("{place}: vary.\"{key}\"");
         let refused = |problem: String| Error::config(named.clone(), problem);
+        if key == "seed" {
+            let problem =
+                "the runs of each setting have seeds of their own: say how many by sweep.seeds";
+            return Err(refused(problem.into()));
+        }
         let values = values(&range, &get(base, &key)).map_err(refused)?;
         // A key that the run does not have is found here, and not after the first runs.
         let mut next =

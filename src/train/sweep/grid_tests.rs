@@ -87,7 +87,11 @@ fn what_cannot_be_swept_is_named() {
         ("\"train.batch\" = [0]", ["batch 0", "train.batch"]),
         ("\"model.layers.fc9.outputs\" = [1]", ["fc9", "fc1"]),
         ("\"recipe.name\" = [1]", ["vary.\"recipe.name\"", "name"]),
-        ("\"seed\" = { linear = [1, 20000], count = 20000 }", ["seed", "count = 20000"]),
+        (
+            "\"train.batch\" = { linear = [1, 20000], count = 20000 }",
+            ["train.batch", "count = 20000"],
+        ),
+        ("seed = [1, 2]", ["vary.\"seed\"", "sweep.seeds"]),
         ("", ["vary", "nothing varies"]),
     ] {
         let message = vary(text).expect_err(text).to_string();
@@ -96,7 +100,7 @@ fn what_cannot_be_swept_is_named() {
         }
     }
     let limits = |text: &str| {
-        read(&format!("recipe = \"digits\"\nvary.seed = [1, 2]\n[sweep]\n{text}\n"))
+        read(&format!("recipe = \"digits\"\nvary.train.batch = [1, 2]\n[sweep]\n{text}\n"))
             .unwrap_err()
             .to_string()
     };
@@ -107,16 +111,18 @@ fn what_cannot_be_swept_is_named() {
     assert!(limits("time = \"1s\"\nkeep = 0").contains("sweep.keep"));
     assert!(limits("time = \"1s\"\nseeds = 0").contains("sweep.seeds"));
     assert!(limits("tme = \"1s\"").contains(":4"));
-    let none = read("vary.seed = [1]\n").unwrap_err().to_string();
+    let none = read("vary.train.batch = [1]\n").unwrap_err().to_string();
     assert!(none.contains("`recipe` or `config`"), "{none}");
-    let set = read("recipe = \"digits\"\nset.train.epoch = 1\nvary.seed = [1]\n").unwrap_err();
+    let set =
+        read("recipe = \"digits\"\nset.train.epoch = 1\nvary.train.batch = [1]\n").unwrap_err();
     assert!(set.to_string().contains("set.\"train.epoch\""), "{set}");
 }
 
 #[test]
 fn a_written_sweep_reads_back_the_same() {
     let sweep =
-        vary("\"optimizer.rate\" = { log = [1e-3, 1e-2], count = 4 }\nseed = [3, 1]").unwrap();
+        vary("\"optimizer.rate\" = { log = [1e-3, 1e-2], count = 4 }\ntrain.batch = [64, 32]")
+            .unwrap();
     let folder = std::env::temp_dir().join(format!("twoclocks-sweep-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("base.toml"), sweep.base.to_toml()).unwrap();
