@@ -191,6 +191,8 @@ def fresh(command, options):
             error = statistics.stdev(by_seed) / len(by_seed) ** 0.5
             differences.append(statistics.mean(by_seed))
             say(sweep=name, best=setting, of_grid=grid, difference=differences[-1], standard_error=error)
+    if not differences:
+        sys.exit(f"{folder}: no sweep and its grid")
     error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
     say(summary="sweep less grid", difference=statistics.mean(differences), standard_error_over_sweeps=error,
         sweeps=len(differences))

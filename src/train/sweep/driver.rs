@@ -28,7 +28,7 @@ const PAGE: &str = "sweep.html";
 const RUNS: &str = "runs";
 
 /// Training steps of the shortest run that says anything.
-const LEAST_STEPS: f64 = 20.0;
+const LEAST_STEPS: f64 = 15.0;
 /// Share of the sweep that one trial may take, and the least and most seconds of it.
 const TRIAL: (f64, f64, f64) = (0.005, 0.02, 0.3);
 /// Share of the time left that later rungs may fill.
