@@ -32,7 +32,7 @@ const REHEARSAL_SHARE: f64 = 0.03;
 const CLOSING_SHARE: f64 = 0.01;
 
 /// Test rows of a review that is not of all of them.
-pub(super) const SAMPLE_ROWS: usize = 2048;
+const SAMPLE_ROWS: usize = 2048;
 /// Test rows by which the cost of a review is measured.
 const PROBED_ROWS: usize = 512;
 
@@ -54,6 +54,11 @@ pub(super) struct Times {
     pub(super) report: Option<f64>,
 }
 
+/// A sample of so many test rows, where it is much less than all of them.
+pub(super) fn sample(rows: usize) -> Option<usize> {
+    (rows >= 2 * SAMPLE_ROWS).then_some(SAMPLE_ROWS)
+}
+
 impl Times {
     /// Takes account of `count` steps that were given at once.
     pub(super) fn stepped(&mut self, seconds: f64, count: usize) {
@@ -71,8 +76,7 @@ impl Times {
 
     /// Rows of a review of `all` test rows that takes no more than `seconds`: all, a sample, or none.
     fn affordable(&self, seconds: f64, all: usize) -> Option<usize> {
-        let sample = (all >= 2 * SAMPLE_ROWS).then_some(SAMPLE_ROWS);
-        [Some(all), sample].into_iter().flatten().find(|&rows| self.review(rows) <= seconds)
+        [Some(all), sample(all)].into_iter().flatten().find(|&rows| self.review(rows) <= seconds)
     }
 
     /// Seconds of a probe with effective ranks, which take as long as the rest where they have not been timed.

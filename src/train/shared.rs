@@ -106,19 +106,10 @@ mod tests {
     use super::*;
     use crate::data::synthetic;
     use crate::device::Device;
-    use crate::nn::{ActivationName, LayerConfig, Parameters, Sequential};
+    use crate::nn::{LayerConfig, Parameters, Sequential};
 
     fn trained(input: Input<'_>, normalise: NormalisationKind) -> Vec<u32> {
-        let layer = LayerConfig::Linear {
-            name: None,
-            inputs: None,
-            outputs: 3,
-            activation: ActivationName::None,
-            bias: true,
-            initial: None,
-            decay_factor: None,
-            polar_decay: None,
-        };
+        let layer: LayerConfig = toml::from_str("kind = \"linear\"\noutputs = 3").unwrap();
         let mut parameters = Parameters::new();
         let model = Sequential::new(&[layer], input.split.train.shape(), &mut parameters).unwrap();
         let options = TrainOptions { batch: 16, normalise, ..TrainOptions::default() };

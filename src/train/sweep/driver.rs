@@ -1,6 +1,6 @@
 //! A sweep as it goes: rungs of runs side by side, within a time, and on after an interruption.
 
-use super::super::budget::SAMPLE_ROWS;
+use super::super::budget::sample;
 use super::super::config::{Config, DataConfig};
 use super::super::make::{chosen, trainer};
 use super::super::shared::{Input, Shared};
@@ -251,16 +251,18 @@ impl<'a> Driver<'a> {
 
     /// Test rows that judge the runs of a rung, alike for all of them; `None` is all rows.
     fn sampled_rows(&self, rung: &Begun) -> Option<usize> {
-        let mut sampled = false;
+        let mut sampled = None;
         for &point in &rung.points {
             let config = &self.sweep.points[point].config;
             let split = self.data(config).split;
             let (train, test) = (split.train.rows(), split.test.rows());
             let steps = config.train.total_steps(train)? as f64 * rung.share;
             let trained = steps * (config.train.batch * config.train.accumulate) as f64;
-            sampled |= test as f64 > MOST_REVIEWED * trained && sample(test).is_some();
+            if test as f64 > MOST_REVIEWED * trained {
+                sampled = sampled.or(sample(test));
+            }
         }
-        sampled.then_some(SAMPLE_ROWS)
+        sampled
     }
 
     /// What will be done; the folder is not known yet.
@@ -308,11 +310,6 @@ impl<'a> Driver<'a> {
         going.say(Event::Sweep(plan))?;
         going.go()
     }
-}
-
-/// A sample of so many test rows, where it is much less than all of them.
-fn sample(rows: usize) -> Option<usize> {
-    (rows >= 2 * SAMPLE_ROWS).then_some(SAMPLE_ROWS)
 }
 
 /// Whether two configurations read the same rows.
