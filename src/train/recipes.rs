@@ -70,7 +70,7 @@ label_smoothing = 0.05
 
 /// One epoch: found by trying what gives the best mean accuracy of some ten seeds after 420 steps, checked with others. It takes
 /// pixels without their common part, a short rise and a straight way down to 0, moments of short memory and smoothed labels.
-/// Of 40 seeds that had no part in the choice all reached 98 % (mean 98.17, deviation 0.07).
+/// Of the seeds 100 to 139 and 200 to 239, by which these were not chosen, 78 of 80 reached 98 % (mean 98.16, deviation 0.08).
 const MNIST: &str = r#"
 recipe = "mnist"
 
